@@ -1,0 +1,3 @@
+"""Splice for ComfyUI: semantic appearance transfer with DINO vision transformers."""
+
+WEB_DIRECTORY = "./web"

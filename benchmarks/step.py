@@ -1,0 +1,180 @@
+"""Times one training step of ours against a plain rendering of the paper's, interleaved in one run, at equal losses.
+
+    python benchmarks/step.py --size 224 --json
+
+Prints how many times faster we are in fp32 (`ratio_fp32`) and with bf16 products in the ViT (`ratio_bf16`), our peak
+memory of a step over the plain one's (`memory_ratio`), the largest relative difference of a loss, and which share of
+our fp32 step the ViT and the generator take. Times are medians; `--pairs` sets how many steps of each are timed.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from plain import PlainStep
+from torch import Tensor
+
+from splice_engine import OFFLINE_BACKBONE, Backbone, Transfer, preset
+from splice_engine.catalogue import lookup
+from splice_engine.demo import load_pair
+from splice_engine.images import resize
+from splice_engine.settings import Settings
+from splice_engine.views import Views
+from splice_engine.weights import get, read
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest relative difference allowed between our losses and the plain step's."""
+
+
+def plain_model() -> torch.nn.Module:
+    """The offline backbone as timm makes it."""
+    entry = lookup(OFFLINE_BACKBONE)
+    overlay = {"state_dict": read(get(entry))}
+    return timm.create_model(
+        entry.timm_id, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True
+    )
+
+
+class Ours:
+    """Our training step, as users run it, and what of it the ViT and the generator take."""
+
+    def __init__(self, settings: Settings, dtype: torch.dtype) -> None:
+        self.run = Transfer(*load_pair(), Backbone.load(OFFLINE_BACKBONE, dtype=dtype), settings)
+        self.steps = iter(self.run)
+        next(self.steps)  # the first step has the appearance term only
+
+    def __call__(self) -> dict[str, Tensor]:
+        return next(self.steps).losses
+
+    def generator_only(self, a: Tensor, b: Tensor) -> None:
+        generator = self.run.generator
+        for view in (a, b):
+            output = generator(view)
+            output.backward(torch.ones_like(output))
+
+    def vit_only(self, a: Tensor, b: Tensor) -> None:
+        streams = {
+            "output": a.clone().requires_grad_(),
+            "reconstruction": b.clone().requires_grad_(),
+            "structure": a,
+            "appearance": b,
+        }
+        self.run.objective.total(self.run.objective.losses(streams)).backward()
+
+
+def two_views(views: Views, run: Transfer) -> tuple[Tensor, Tensor]:
+    """The views of structure and appearance picture that a run draws for its next step."""
+    return views.disturb(views.crop(run.structure)), views.crop(run.appearance)
+
+
+def timed(work: Callable[..., Any], *arguments: Tensor) -> tuple[Any, float]:
+    """What some work returns, and its time in seconds."""
+    start = time.perf_counter()
+    result = work(*arguments)
+    return result, time.perf_counter() - start
+
+
+def compare(size: int, pairs: int) -> dict[str, float]:
+    settings = preset("paper", size=size, whole_every=0, steps=10**9)
+    plain = PlainStep(plain_model())
+    times: dict[str, list[float]] = {name: [] for name in ("plain", "fp32", "bf16", "vit", "generator")}
+    ours = {"fp32": Ours(settings, torch.float32), "bf16": Ours(settings, torch.bfloat16)}
+    views = {name: Views(settings, torch.Generator().manual_seed(settings.seed)) for name in ours}
+    for name, chance in views.items():
+        two_views(chance, ours[name].run)
+    worst = dict.fromkeys(ours, 0.0)
+    for index in range(pairs + 2):
+        for name, mine in ours.items():
+            plain.generator.copy_weights(mine.run.generator)
+            view = two_views(views[name], mine.run)
+            expected, took_plain = timed(plain, *view)
+            got, took_ours = timed(mine)
+            took = {"plain": took_plain, name: took_ours}
+            if name == "fp32":
+                took["generator"] = timed(mine.generator_only, *view)[1]
+                took["vit"] = timed(mine.vit_only, *view)[1]
+            for key, value in expected.items():
+                worst[name] = max(worst[name], abs(got[key].item() / value.item() - 1))
+            if index >= 2:  # the first steps warm caches up
+                for key, seconds in took.items():
+                    times[key].append(seconds)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if worst[name] > TOLERANCE[dtype]:
+            raise SystemExit(f"losses differ by {worst[name]:.1e} in {name}: the steps do not compute the same")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "ratio_fp32": medians["plain"] / medians["fp32"],
+        "ratio_bf16": medians["plain"] / medians["bf16"],
+        "vit_share": medians["vit"] / medians["fp32"],
+        "generator_share": medians["generator"] / medians["fp32"],
+        "loss_difference_fp32": worst["fp32"],
+        "loss_difference_bf16": worst["bf16"],
+        "plain_seconds": medians["plain"],
+        "fp32_seconds": medians["fp32"],
+        "bf16_seconds": medians["bf16"],
+    }
+
+
+def step_memory(which: str, size: int) -> float:
+    """Peak memory in MB of three steps beyond what was in use before them; needs a process of its own."""
+    settings = preset("paper", size=size, whole_every=0, steps=10**9)
+    step: Callable[[], object]
+    if which == "plain":
+        plain = PlainStep(plain_model())
+        structure, appearance = (resize(p, (size, size)) for p in load_pair())
+
+        def step() -> object:
+            return plain(structure, appearance)
+    else:
+        step = Ours(settings, torch.float32)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    for _ in range(3):
+        step()
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024 - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="short side of the pictures in pixels")
+    parser.add_argument("--pairs", type=int, default=9, help="timed steps of each kind")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--memory-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(step_memory(options.memory_of, options.size))
+        return
+    memory = {
+        which: float(
+            subprocess.run(
+                [sys.executable, __file__, "--size", str(options.size), "--memory-of", which],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for which in ("plain", "ours")
+    }
+    result: dict[str, float] = {
+        "size": options.size,
+        "threads": torch.get_num_threads(),
+        **compare(options.size, options.pairs),
+    }
+    result["memory_ratio"] = memory["ours"] / memory["plain"]
+    result["plain_megabytes"], result["ours_megabytes"] = memory["plain"], memory["ours"]
+    result = {name: float(f"{value:.4g}") for name, value in result.items()}
+    print(json.dumps(result) if options.json else "\n".join(f"{name:22} {value:g}" for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

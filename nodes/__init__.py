@@ -1,0 +1,1 @@
+"""ComfyUI nodes: thin faces of `splice_engine`."""

@@ -1,0 +1,41 @@
+"""Which device to compute on, and in which precision."""
+
+import torch
+
+from .errors import SpliceError
+from .gemm import bf16_pays
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name, or the fastest there is for "auto".
+
+    Raises:
+        SpliceError: No such device in this machine.
+    """
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():  # CUDA, and ROCm under the same name
+        there[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(there[0])
+    if name not in there:
+        raise SpliceError(f"there is no device '{name}' here: choose one of {', '.join(there)}")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Precision of the ViT's matrix products: "fp32", "bf16", or "auto" for bf16 where the device is made for it.
+
+    Raises:
+        SpliceError: Unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and bf16_pays() else torch.float32
+    if name not in DTYPES:
+        raise SpliceError(f"unknown precision '{name}': choose auto, {' or '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,216 @@
+"""Pictures in and out, and their sizes.
+
+An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import SpliceError
+from .files import atomic_path, check_place, write_error
+
+MIN_SIDE = 64
+"""Pixels: below this the generator's deepest level has nothing left to normalise."""
+
+MAX_ASPECT = 8
+"""Long side over short side: beyond it one side has too few patches for the ViT to see anything."""
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+WRITABLE = (".png", *JPEG, ".webp", ".tif", ".tiff", ".bmp")
+
+
+def load_picture(path: str | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
+    """A picture file as an engine picture.
+
+    EXIF rotation is applied; 16-bit, grey, palette and CMYK pictures become RGB; transparency lies over `background`.
+
+    Args:
+        path: Any format Pillow reads.
+        background: sRGB colour, 0..255, behind transparent pixels.
+
+    Returns:
+        `[1, 3, H, W]`, float32, 0..1.
+
+    Raises:
+        SpliceError: The file is missing, broken or not a picture.
+    """
+    image = _open(path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image)
+    if _has_alpha(image):
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (*background, 255))
+        image = Image.alpha_composite(ground, rgba)
+    return from_pil(image)
+
+
+def load_alpha(path: str | Path) -> Tensor | None:
+    """The transparency of a picture file, `[1, 1, H, W]` in 0..1 with 1 opaque, or None where it has none."""
+    image = _open(path)
+    return _to_tensor(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
+
+
+def save_picture(picture: Tensor, path: str | Path, alpha: Tensor | None = None, overwrite: bool = False) -> None:
+    """Writes one engine picture; the file appears whole or not at all.
+
+    Args:
+        picture: `[1, 3, H, W]`, 0..1.
+        path: Its suffix names the format.
+        alpha: Optional `[1, 1, H, W]` transparency, for formats that have it.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        SpliceError: The file exists, the format is unknown, or the disk refuses.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    image = to_pil(picture)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(_to_bytes(alpha)[..., 0]))
+    if path.suffix.lower() in JPEG:
+        image = image.convert("RGB")
+    try:
+        with atomic_path(path) as temporary:
+            image.save(temporary, quality=95)
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from None
+
+
+def check_writable(path: Path, overwrite: bool = False) -> None:
+    """Finds out before the work, not after it, that a picture cannot be written.
+
+    Raises:
+        SpliceError: Unknown format, missing folder, no right to write, or a file that is there already.
+    """
+    if path.suffix.lower() not in WRITABLE:
+        raise SpliceError(f"cannot write {path}: '{path.suffix}' is no picture format; end the name in .png or .jpg")
+    check_place(path, overwrite)
+
+
+def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
+    """Passes a single picture that the method can work with, as `[1, 3, H, W]` float32.
+
+    Args:
+        picture: `[1, 3, H, W]` or `[3, H, W]`, 0..1.
+        what: How to call it in an error message.
+
+    Raises:
+        SpliceError: Wrong shape, too small, too narrow, or values that are not finite or far outside 0..1.
+    """
+    if picture.ndim == 3:
+        picture = picture[None]
+    if picture.ndim != 4 or picture.shape[0] != 1 or picture.shape[1] != 3:
+        raise SpliceError(f"the {what} must be one RGB picture [1, 3, H, W], not {list(picture.shape)}")
+    height, width = sides(picture)
+    if min(height, width) < MIN_SIDE:
+        raise SpliceError(f"the {what} is {width}x{height} pixels: each side needs at least {MIN_SIDE}; enlarge it")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        limit = f"the long side may be at most {MAX_ASPECT} times the short one"
+        raise SpliceError(f"the {what} is {width}x{height} pixels: {limit}; crop it")
+    picture = picture.detach().float()
+    low, high = picture.aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise SpliceError(f"the {what} has pixels that are not numbers (NaN or infinite): mend the step that made it")
+    if low < -0.5 or high > 1.5:
+        raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; pictures are in 0..1: divide by 255?")
+    return picture.clamp(0, 1)
+
+
+def sides(picture: Tensor) -> tuple[int, int]:
+    """(height, width) of `[..., H, W]`."""
+    return picture.shape[-2], picture.shape[-1]
+
+
+def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, antialiased resize of `[B, C, H, W]` to `size` = (height, width); differentiable."""
+    if sides(picture) == size:
+        return picture
+    shrinks = size[0] < picture.shape[-2] or size[1] < picture.shape[-1]
+    return F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def short_side_size(
+    height: int, width: int, short: int, longest: int | None = None, multiple: int = 1
+) -> tuple[int, int]:
+    """The (height, width) with the aspect of the given one and a short side of `short` pixels.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        short: Wanted short side in pixels.
+        longest: Upper limit of the long side; where it binds, the whole picture gets smaller.
+        multiple: Both sides are rounded to the nearest multiple of this, as a patch grid needs.
+    """
+    scale = short / min(height, width)
+    if longest is not None:
+        scale = min(scale, longest / max(height, width))
+
+    most = longest // multiple if longest is not None else None
+
+    def rounded(side: int) -> int:
+        count = max(1, round(side * scale / multiple))
+        return (count if most is None else min(count, most)) * multiple
+
+    return rounded(height), rounded(width)
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """One engine picture `[1, 3, H, W]` (or `[3, H, W]`) as an 8-bit Pillow image."""
+    return Image.fromarray(_to_bytes(picture))
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A Pillow image as an engine picture `[1, 3, H, W]`."""
+    return _to_tensor(image.convert("RGB"))
+
+
+def _open(path: str | Path) -> Image.Image:
+    path = Path(path)
+    if not path.is_file():
+        raise SpliceError(f"no picture at {path}: check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                opened.load()
+                return ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise SpliceError(f"{path} is not a picture that Pillow can read: convert it to PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise SpliceError(
+            f"{path} is larger than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels: shrink it first"
+        ) from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        raise SpliceError(f"{path} is damaged ({' '.join(str(error).split())}): save or fetch it again") from None
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+
+
+def _deep_grey(image: Image.Image) -> Tensor:
+    """A grey picture of more than 8 bits, which Pillow's own conversion would clip to white."""
+    grey = np.asarray(image, dtype=np.float32)
+    peak = float(grey.max())
+    white = next((limit for limit in (1.0, 255.0, 65535.0) if peak <= limit), peak)
+    if image.mode.startswith("I;16"):
+        white = 65535.0
+    return torch.from_numpy(grey / white)[None, None].clamp(0, 1).repeat(1, 3, 1, 1)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    array = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1)[None].copy())
+
+
+def _to_bytes(picture: Tensor) -> np.ndarray:
+    if picture.ndim == 4:
+        picture = picture[0]
+    bytes_ = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    return bytes_.permute(1, 2, 0).contiguous().numpy()

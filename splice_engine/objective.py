@@ -1,0 +1,264 @@
+"""The losses: what the output must share with the structure picture and with the appearance picture.
+
+Streams of pictures take part in a step. With G the generator, a a view of the structure picture and b one of the
+appearance picture: "output" is G(a), "reconstruction" is G(b), "structure" is a, "appearance" is b, and "palette" is
+the same view as a of the painted picture.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backbone import Backbone, Request
+from .features import cosine_similarity_matrix
+from .images import resize, sides
+
+VIT_SIZE = 224
+"""Short side in pixels at which the ViT sees a picture (paper, section 4)."""
+
+VIT_LONGEST = 480
+"""Most pixels of its long side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(ABC):
+    """One weighted loss between an output of the generator and its target.
+
+    Attributes:
+        weight: Factor of the loss in the objective's total.
+    """
+
+    weight: float = 1.0
+
+    name: ClassVar[str]
+    output: ClassVar[str]
+    target: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTerm(Term):
+    """A loss between what a block of a ViT sees in the output and in the target.
+
+    Attributes:
+        layer: Index of the block, 0 the first, -1 the last.
+        backbone: The ViT that judges; None takes the objective's own.
+    """
+
+    layer: int = -1
+    backbone: Backbone | None = None
+
+    facet: ClassVar[str]
+
+    @property
+    def request(self) -> Request:
+        """What is read from the ViT for this term."""
+        return Request(self.layer, self.facet)
+
+    @abstractmethod
+    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
+        """The unweighted loss, a scalar, between two tensors of this term's facet."""
+
+    def loss(self, backbone: Backbone, output: Tensor, target: Tensor, size: int | None = VIT_SIZE) -> Tensor:
+        """The unweighted loss, a scalar, between two pictures; differentiable in `output`.
+
+        Args:
+            backbone: The ViT, unless the term has its own.
+            output: `[B, 3, H, W]` in 0..1.
+            target: Likewise.
+            size: Short side at which the ViT sees them; None leaves them as they are, to the nearest patch.
+        """
+        backbone = self.backbone or backbone
+        seen = backbone(resize(output, _grid_size(backbone, output, size)), [self.request])
+        with torch.no_grad():
+            aim = backbone(resize(target, _grid_size(backbone, target, size)), [self.request])
+        return self.distance(seen[self.request], aim[self.request], backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTerm(Term):
+    """A loss between the pixels of two pictures of one size."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The unweighted loss, a scalar, between two pictures `[B, 3, H, W]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance(FeatureTerm):
+    """Mean squared difference of the [CLS] tokens of G(a) and b (paper, equation 4)."""
+
+    weight: float = 10.0
+    name: ClassVar[str] = "appearance"
+    facet: ClassVar[str] = "cls"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "appearance"
+
+    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
+        return F.mse_loss(output, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(FeatureTerm):
+    """Mean squared difference of the keys' self-similarities of G(a) and a (paper, equation 5)."""
+
+    name: ClassVar[str] = "structure"
+    facet: ClassVar[str] = "key"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "structure"
+
+    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
+        def similarity(keys: Tensor) -> Tensor:
+            if backbone.prefix > 1:  # registers belong to no place in the picture
+                keys = torch.cat([keys[:, :1], keys[:, backbone.prefix :]], dim=1)
+            return cosine_similarity_matrix(keys)
+
+        with torch.no_grad():
+            aim = similarity(target)
+        return F.mse_loss(similarity(output), aim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(FeatureTerm):
+    """Mean squared difference of the keys of G(b) and b (paper, equation 6)."""
+
+    name: ClassVar[str] = "identity"
+    facet: ClassVar[str] = "key"
+    output: ClassVar[str] = "reconstruction"
+    target: ClassVar[str] = "appearance"
+
+    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
+        return F.mse_loss(output, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour(PictureTerm):
+    """Mean squared difference of the low-pass colours of G(a) and of the painted view that semantic matching gives.
+
+    It holds the output's colours where they belong while the [CLS] token, which knows no place, moves them.
+
+    Attributes:
+        cell: Side of the squares of pixels whose means are compared.
+    """
+
+    cell: int = 16
+    name: ClassVar[str] = "colour"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "palette"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(F.avg_pool2d(output, self.cell), F.avg_pool2d(target, self.cell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(PictureTerm):
+    """Mean absolute difference of G(b) and b: the generator keeps B's own colours and texture."""
+
+    name: ClassVar[str] = "reconstruction"
+    output: ClassVar[str] = "reconstruction"
+    target: ClassVar[str] = "appearance"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(output, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painting(PictureTerm):
+    """Mean absolute difference of G(a) and the painted view that semantic matching gives."""
+
+    name: ClassVar[str] = "painting"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "palette"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(output, target)
+
+
+class Objective:
+    """A sum of weighted terms, evaluated with as few passes through the ViTs as the pictures' sizes allow.
+
+    Args:
+        terms: The losses. Two of one kind are told apart as "structure", "structure_2", …
+        backbone: The ViT of all terms that name none.
+        size: Short side in pixels at which a ViT sees pictures.
+        longest: Upper limit of the long side.
+
+    Raises:
+        SpliceError: A term looks at a block that its ViT does not have.
+    """
+
+    def __init__(
+        self, terms: Iterable[Term], backbone: Backbone, size: int = VIT_SIZE, longest: int = VIT_LONGEST
+    ) -> None:
+        self.backbone = backbone
+        self.size = size
+        self.longest = longest
+        self.terms: dict[str, Term] = {}
+        for term in terms:
+            count = sum(type(other) is type(term) for other in self.terms.values())
+            self.terms[term.name if not count else f"{term.name}_{count + 1}"] = term
+            if isinstance(term, FeatureTerm):
+                self._judge(term).resolve(term.layer)
+
+    def losses(self, pictures: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Unweighted losses of the terms whose streams are all given.
+
+        Args:
+            pictures: Streams by name, each `[B, 3, H, W]` in 0..1.
+            names: Only these terms.
+        """
+        terms = {
+            name: term
+            for name, term in self.terms.items()
+            if term.output in pictures and term.target in pictures and (names is None or name in names)
+        }
+        felt = {name: term for name, term in terms.items() if isinstance(term, FeatureTerm)}
+        outputs = self._read(pictures, [(term.output, term) for term in felt.values()])
+        with torch.no_grad():
+            targets = self._read(pictures, [(term.target, term) for term in felt.values()])
+        losses = {}
+        for name, term in terms.items():
+            if isinstance(term, FeatureTerm):
+                seen, aim = outputs[term.output, term], targets[term.target, term]
+                losses[name] = term.distance(seen, aim, self._judge(term))
+            elif isinstance(term, PictureTerm):
+                losses[name] = term.loss(pictures[term.output], pictures[term.target])
+        return losses
+
+    def total(self, losses: Mapping[str, Tensor], fade: Mapping[str, float] | None = None) -> Tensor:
+        """The weighted sum of losses by their terms' names; `fade` holds further factors for some of them."""
+        fade = fade or {}
+        return torch.stack(
+            [self.terms[name].weight * fade.get(name, 1.0) * loss for name, loss in losses.items()]
+        ).sum()
+
+    def _judge(self, term: FeatureTerm) -> Backbone:
+        return term.backbone or self.backbone
+
+    def _read(
+        self, pictures: Mapping[str, Tensor], wanted: list[tuple[str, FeatureTerm]]
+    ) -> dict[tuple[str, FeatureTerm], Tensor]:
+        """What each term sees in its stream. Streams that reach one ViT at one size share a pass."""
+        passes: dict[tuple[Backbone, tuple[int, int]], dict[str, set[Request]]] = {}
+        for stream, term in wanted:
+            judge = self._judge(term)
+            key = (judge, _grid_size(judge, pictures[stream], self.size, self.longest))
+            passes.setdefault(key, {}).setdefault(stream, set()).add(term.request)
+        seen: dict[tuple[str, Backbone, Request], Tensor] = {}
+        for (judge, grid), streams in passes.items():
+            parts = [resize(pictures[stream], grid) for stream in streams]
+            answer = judge(torch.cat(parts), set().union(*streams.values()))
+            for request, tensor in answer.items():
+                split = tensor.split([len(part) for part in parts])
+                seen.update({(stream, judge, request): piece for stream, piece in zip(streams, split, strict=True)})
+        return {(stream, term): seen[stream, self._judge(term), term.request] for stream, term in wanted}
+
+
+def _grid_size(
+    backbone: Backbone, picture: Tensor, size: int | None, longest: int | None = VIT_LONGEST
+) -> tuple[int, int]:
+    return backbone.grid_size(*sides(picture), short=size, longest=None if size is None else longest)

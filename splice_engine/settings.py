@@ -1,0 +1,99 @@
+"""Every number of a recipe, in one place: the command line's options and the nodes' widgets come from here."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .errors import SpliceError
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recipe of training. The defaults are the paper's (section 4 and supplement)."""
+
+    steps: int = _setting(2000, "training steps", low=1)
+    size: int | None = _setting(
+        512, "short side in pixels at which the pair is trained on; the result is rendered at full size", low=64
+    )
+    seed: int = _setting(0, "the same seed on the same machine gives the same bits", low=0, high=2**63 - 1)
+    warm_steps: int = _setting(
+        0, "steps before those, in which the generator learns the instant picture without the ViT", low=0
+    )
+    warm_learning_rate: float = _setting(1e-2, "highest learning rate of these, in one cycle", low=0)
+    learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0)
+    beta1: float = _setting(0.0, "Adam's decay of the gradient's mean", low=0, high=0.9999)
+    beta2: float = _setting(0.99, "Adam's decay of the gradient's square", low=0, high=0.9999)
+    appearance_weight: float = _setting(10.0, "weight of the appearance term ([CLS] of the output against B's)", low=0)
+    structure_weight: float = _setting(
+        1.0, "weight of the structure term (self-similarity of the output against A's)", low=0
+    )
+    identity_weight: float = _setting(1.0, "weight of the identity term (keys of the generator's B against B's)", low=0)
+    colour_weight: float = _setting(
+        0.0, "weight of the colour term (low-pass colours against the instant picture)", low=0
+    )
+    colour_end: float = _setting(1.0, "share of that weight that is left in the last step", low=0, high=1)
+    reconstruction_weight: float = _setting(
+        0.0, "weight of the reconstruction term (the generator's B against B)", low=0
+    )
+    layer: int = _setting(-1, "block of the ViT that the terms look at, -1 the deepest")
+    crop: float = _setting(0.95, "smallest square crop, as a share of the picture's height", low=0.1, high=1)
+    flip: float = _setting(0.5, "probability of mirroring a crop", low=0, high=1)
+    jitter: float = _setting(0.5, "probability of changing the colours of a crop of A", low=0, high=1)
+    blur: float = _setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
+    whole_every: int = _setting(75, "every so many steps the whole of A is judged too; 0 never", low=0)
+    vit_size: int = _setting(224, "short side in pixels at which the ViT looks at pictures", low=32)
+    vit_longest: int = _setting(480, "most pixels of the long side at which the ViT looks", low=32)
+    ema: float = _setting(
+        0.0, "decay of a running average of the generator, which then makes the picture; 0 is off", low=0, high=1
+    )
+    compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of the whole run, those of the warm start included."""
+        return self.warm_steps + self.steps
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            low, high = item.metadata["low"], item.metadata["high"]
+            if value is None or isinstance(value, bool):
+                continue
+            if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+                limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+                raise SpliceError(f"{item.name} must be {limits}, not {value}")
+
+
+PRESETS: dict[str, Settings] = {
+    "draft": Settings(
+        steps=60,
+        size=256,
+        warm_steps=120,
+        learning_rate=1e-3,
+        appearance_weight=1.0,
+        colour_weight=150.0,
+        reconstruction_weight=10.0,
+        whole_every=0,
+    ),
+    "paper": Settings(),
+    "paper-10k": Settings(steps=10_000, blur=0.2),
+}
+"""`draft` learns the instant picture and then a little of the recipe; its colour term outweighs the [CLS] token, which
+in so few steps leaves casts. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
+
+DEFAULT_PRESET = "draft"
+
+
+def preset(name: str, **changes: Any) -> Settings:
+    """A named recipe, with some of its numbers changed.
+
+    Raises:
+        SpliceError: Unknown preset, or a number out of its range.
+    """
+    if name not in PRESETS:
+        raise SpliceError(f"unknown preset '{name}': choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

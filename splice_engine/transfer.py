@@ -1,0 +1,215 @@
+"""Semantic appearance transfer: a generator is trained on one pair of pictures (paper, section 3)."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .errors import SpliceError
+from .gemm import fast_fp32
+from .generator import Generator
+from .images import check_picture, resize, short_side_size, sides
+from .objective import Appearance, Colour, Identity, Objective, Painting, Reconstruction, Structure, Term
+from .palette import Palette
+from .rendering import render
+from .settings import DEFAULT_PRESET, PRESETS, Settings
+from .views import Views
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run. Its numbers are still on the device: reading them as floats waits for it.
+
+    Attributes:
+        index: 0 the first.
+        total: The weighted sum that was minimised, a scalar.
+        losses: The unweighted losses by name; those of the whole structure picture begin with "whole_".
+    """
+
+    index: int
+    total: Tensor
+    losses: dict[str, Tensor]
+
+    def floats(self) -> dict[str, float]:
+        """Total and losses as plain numbers."""
+        return {"total": self.total.item(), **{name: loss.item() for name, loss in self.losses.items()}}
+
+
+class Transfer:
+    """A run on one pair: iterate to train, leave the loop to stop, take the picture whenever you like.
+
+        for step in (run := Transfer(structure, appearance, backbone)):
+            print(step.index, step.total.item())
+        result = run.image()
+
+    Leaving the loop loses nothing: `image()` renders what has been learnt, and a new loop goes on from there.
+
+    Args:
+        structure: `[1, 3, H, W]` in 0..1: its structure is kept.
+        appearance: `[1, 3, H', W']` in 0..1: its look is given. The sizes may differ.
+        backbone: The frozen ViT that judges; the run takes place on its device.
+        settings: The recipe.
+        objective: Replaces the recipe's own three terms.
+
+    Raises:
+        SpliceError: A picture that cannot be worked with.
+    """
+
+    def __init__(
+        self,
+        structure: Tensor,
+        appearance: Tensor,
+        backbone: Backbone,
+        settings: Settings = PRESETS[DEFAULT_PRESET],
+        objective: Objective | None = None,
+    ) -> None:
+        self.settings = settings
+        self.device = backbone.device
+        self.picture = check_picture(structure, "structure picture")
+        appearance = check_picture(appearance, "appearance picture")
+        self.structure = self._at_training_size(self.picture)
+        self.appearance = self._at_training_size(appearance)
+        terms: tuple[Term, ...] = (
+            Appearance(weight=settings.appearance_weight, layer=settings.layer),
+            Structure(weight=settings.structure_weight, layer=settings.layer),
+            Identity(weight=settings.identity_weight, layer=settings.layer),
+            Colour(weight=settings.colour_weight),
+            Reconstruction(weight=settings.reconstruction_weight),
+        )
+        self.objective = objective or Objective(
+            [term for term in terms if term.weight > 0], backbone, settings.vit_size, settings.vit_longest
+        )
+        if not self.objective.terms:
+            raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
+        self.palette: Tensor | None = None
+        if settings.warm_steps or any(term.target == "palette" for term in self.objective.terms.values()):
+            painted = Palette.between(self.picture, appearance, backbone).image()
+            self.palette = resize(painted, sides(self.structure))
+        self._trained = Generator(seed=settings.seed).to(self.device)
+        self._trained.metadata.update(size=settings.size, backbone=backbone.name)
+        self.step = 0
+        self._average = copy.deepcopy(self._trained) if settings.ema else None
+        self._views = Views(settings, torch.Generator().manual_seed(settings.seed))
+        self._forward = torch.compile(self._trained, dynamic=True) if settings.compile else self._trained
+        weights = list(self._trained.parameters())
+        self._optimizer = torch.optim.Adam(weights, settings.learning_rate, betas=(settings.beta1, settings.beta2))
+        if settings.warm_steps:
+            highest = settings.warm_learning_rate
+            self._warm_objective = Objective([Painting(), Reconstruction()], backbone)
+            self._warm_optimizer = torch.optim.Adam(weights, highest)
+            self._warm_cycle = torch.optim.lr_scheduler.OneCycleLR(
+                self._warm_optimizer, highest, total_steps=settings.warm_steps
+            )
+
+    @property
+    def generator(self) -> Generator:
+        """The network that makes the picture: the one in training, or its running average where that is on."""
+        return self._average or self._trained
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, those of the warm start included."""
+        return self.settings.all_steps
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return max(0, self.steps - self.step)
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.step < self.steps:
+            with fast_fp32() if self.device.type == "cpu" else nullcontext():
+                total, losses = self._warm_up() if self.step < self.settings.warm_steps else self._learn()
+            if self._average is not None:
+                self._update_average(self._average)
+            self.step += 1
+            yield Step(self.step - 1, total, losses)
+
+    def image(self, size: int | None = None) -> Tensor:
+        """The picture so far: the generator applied to the whole structure picture.
+
+        Args:
+            size: Short side in pixels; None renders at the structure picture's full size.
+
+        Returns:
+            `[1, 3, H, W]` in 0..1, on the run's device.
+
+        Raises:
+            SpliceError: The run has diverged, so that there is no picture.
+        """
+        picture = self.picture
+        if size is not None:
+            picture = resize(picture, short_side_size(*sides(picture), size))
+        result = render(self.generator, picture.to(self.device), size=self.settings.size)
+        if not torch.isfinite(result).all():
+            raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
+        return result
+
+    def _warm_up(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step towards the instant picture; no ViT takes part."""
+        a, painted = self._view_of_structure(disturbed=False)
+        streams = {"output": self._forward(a), "palette": painted}
+        if self.step % 2:  # B serves as an anchor only: every second step is enough
+            b = self._views.crop(self.appearance)
+            streams.update(reconstruction=self._forward(b), appearance=b)
+        self._warm_optimizer.zero_grad(set_to_none=True)
+        total, losses = self._descend(self._warm_objective, streams)
+        self._warm_optimizer.step()
+        self._warm_cycle.step()
+        return total, losses
+
+    def _learn(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of the recipe."""
+        settings, index = self.settings, self.step - self.settings.warm_steps
+        first = index == 0 and not settings.warm_steps and "appearance" in self.objective.terms
+        names = ["appearance"] if first else None  # so the recipe begins
+        fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
+        a, painted = self._view_of_structure(disturbed=True)
+        b = self._views.crop(self.appearance)
+        streams = {"output": self._forward(a), "structure": a, "appearance": b, "palette": painted}
+        if not first:
+            streams["reconstruction"] = self._forward(b)
+        self._optimizer.zero_grad(set_to_none=True)
+        total, losses = self._descend(self.objective, streams, names, fade)
+        judged = any(t.output == "output" and t.target != "palette" for t in self.objective.terms.values())
+        if judged and settings.whole_every and index % settings.whole_every == 0:
+            # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
+            streams = {"output": self._forward(self.structure), "structure": self.structure, "appearance": b}
+            whole_total, whole = self._descend(self.objective, streams, names)
+            total = total + whole_total
+            losses.update({f"whole_{name}": loss for name, loss in whole.items()})
+        self._optimizer.step()
+        return total, losses
+
+    def _view_of_structure(self, disturbed: bool) -> tuple[Tensor, Tensor]:
+        """A view of the structure picture, and the same view of the instant picture (empty where there is none)."""
+        both = self.structure if self.palette is None else torch.cat([self.structure, self.palette], dim=1)
+        view = self._views.crop(both)
+        return self._views.disturb(view[:, :3]) if disturbed else view[:, :3], view[:, 3:]
+
+    @staticmethod
+    def _descend(
+        objective: Objective,
+        streams: dict[str, Tensor],
+        names: Sequence[str] | None = None,
+        fade: dict[str, float] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds an objective's gradients to the generator's; returns its total and losses."""
+        losses = objective.losses(streams, names)
+        total = objective.total(losses, fade)
+        total.backward()
+        return total.detach(), {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _update_average(self, average: Generator) -> None:
+        torch._foreach_lerp_(list(average.parameters()), list(self._trained.parameters()), 1 - self.settings.ema)
+
+    def _at_training_size(self, picture: Tensor) -> Tensor:
+        height, width = sides(picture)
+        size = self.settings.size
+        if size is not None and size < min(height, width):
+            picture = resize(picture, short_side_size(height, width, size))
+        return picture.to(self.device)

@@ -1,0 +1,479 @@
+"""The command line: what it writes, what it says, and how it ends."""
+
+import json
+import pickle
+import resource
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from splice_engine import (
+    CATALOGUE,
+    OFFLINE_BACKBONE,
+    PRESETS,
+    Generator,
+    Transfer,
+    load_picture,
+    preset,
+    save_picture,
+)
+from splice_engine.images import load_alpha, resize
+
+VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu")
+TRAINING = (*VIT, "--dtype", "fp32", "--preset", "paper", "--vit-size", 56, "--quiet")
+SHAPE = (72, 88)
+
+
+@pytest.fixture
+def files(tmp_path, pair):
+    """A folder with a pair of pictures, and places to write to."""
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    places = SimpleNamespace(
+        root=tmp_path,
+        structure=tmp_path / "in" / "structure.png",
+        appearance=tmp_path / "in" / "appearance.png",
+        result=tmp_path / "out" / "result.png",
+        strip=tmp_path / "out" / "strip.png",
+        log=tmp_path / "out" / "log.jsonl",
+        generator=tmp_path / "out" / "generator.safetensors",
+        other=tmp_path / "in" / "other.png",
+    )
+    save_picture(resize(pair[0], SHAPE), places.structure)
+    save_picture(resize(pair[1], (80, 66)), places.appearance)
+    return places
+
+
+@pytest.fixture
+def transfer(splice, files):
+    """Runs `splice transfer` on the pair."""
+
+    def run(*extra, structure=files.structure, appearance=files.appearance, output=files.result):
+        return splice("transfer", structure, appearance, "-o", output, *TRAINING, *extra)
+
+    return run
+
+
+def tree(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_everything_that_a_transfer_writes(transfer, splice, files):
+    result = transfer(
+        *("--steps", 3, "--every", 1, "--log", files.log),
+        *("--strip", files.strip, "--save-generator", files.generator),
+    )
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("3 steps in ")
+    picture = load_picture(files.result)
+    assert picture.shape[-2:] == SHAPE
+    lines = [json.loads(line) for line in files.log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all(line["total"] > 0 and line["seconds"] > 0 for line in lines)
+    assert {"appearance", "structure", "identity"} <= lines[2].keys()
+    numbered = sorted(path.name for path in files.result.parent.glob("result-*"))
+    assert numbered == ["result-00001.png", "result-00002.png"]
+    assert not torch.equal(load_picture(files.result.with_name(numbered[0])), picture)
+    strip = Image.open(files.strip)
+    assert strip.width > 3 * strip.height / 2
+    for path in (files.result, files.log, files.strip, files.generator):
+        assert str(path) in result.out
+    applied = files.root / "out" / "applied.png"
+    result = splice("apply", files.generator, files.structure, "-o", applied, "--device", "cpu")
+    assert (result.status, result.out.strip(), result.err) == (0, str(applied), "")
+    assert torch.equal(load_picture(applied), picture)
+
+
+def test_the_generator_that_is_saved_is_the_one_that_made_the_picture(transfer, splice, files):
+    """Also where a running average made it."""
+    transfer("--steps", 4, "--ema", 0.8, "--learning-rate", 0.02, "--save-generator", files.generator)
+    applied = files.root / "out" / "applied.png"
+    splice("apply", files.generator, files.structure, "-o", applied, "--device", "cpu")
+    assert torch.equal(load_picture(applied), load_picture(files.result))
+
+
+def test_a_warm_start_is_logged_too(transfer, files):
+    result = transfer("--steps", 2, "--warm-steps", 3, "--log", files.log)
+    assert result.out.startswith("5 steps in ")
+    assert [json.loads(line)["step"] for line in files.log.read_text().splitlines()] == list(range(5))
+
+
+def test_the_command_line_gives_what_the_library_gives(transfer, files, backbone):
+    transfer("--steps", 3, "--seed", 7, "--learning-rate", 0.01, "--structure-weight", 3, "--crop", 0.8)
+    settings = preset("paper", steps=3, vit_size=56, seed=7, learning_rate=0.01, structure_weight=3.0, crop=0.8)
+    run = Transfer(load_picture(files.structure), load_picture(files.appearance), backbone, settings)
+    list(run)
+    assert (load_picture(files.result) - run.image()).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_size_of_training_does_not_change_the_size_of_the_result(transfer, files):
+    assert transfer("--steps", 1, "--size", 64).status == 0
+    assert load_picture(files.result).shape[-2:] == SHAPE
+    assert transfer("--steps", 1, "--size", "full", "--overwrite").status == 0
+    assert load_picture(files.result).shape[-2:] == SHAPE
+
+
+def test_transparency_is_kept_on_request(transfer, files):
+    picture = load_picture(files.structure)
+    alpha = torch.linspace(0, 1, SHAPE[1]).mul(255).round().div(255).expand(1, 1, *SHAPE)
+    save_picture(picture, files.other, alpha)
+    transfer("--steps", 1, "--keep-alpha", structure=files.other)
+    assert torch.equal(load_alpha(files.result), alpha)
+    transfer("--steps", 1, "--overwrite", structure=files.other)
+    assert load_alpha(files.result) is None
+
+
+def test_instant(splice, files):
+    result = splice("instant", files.structure, files.appearance, "-o", files.result, *VIT, "--texture", 0.2)
+    assert (result.status, result.out.strip(), result.err) == (0, str(files.result), "")
+    structure, painted = load_picture(files.structure), load_picture(files.result)
+    assert painted.shape == structure.shape
+    assert (painted - structure).abs().mean() > 0.02
+
+
+def test_demo(splice, tmp_path):
+    quick = ("--steps", 1, "--warm-steps", 1, "--size", 64, "--vit-size", 56, "--quiet", "--device", "cpu")
+    result = splice("demo", "-o", tmp_path / "a" / "b", *quick)
+    assert (result.status, result.err) == (0, "")
+    assert load_picture(tmp_path / "a" / "b" / "demo.png").shape[-2:] == (512, 512)
+    assert (tmp_path / "a" / "b" / "demo-strip.png").is_file()
+
+
+@pytest.fixture
+def everything(files):
+    """Options under which five steps write all that a transfer can write, and the files."""
+    files.second, files.fourth = (files.result.with_stem(f"result-0000{step}") for step in (2, 4))
+    writes = ("--every", 2, "--strip", files.strip, "--log", files.log, "--save-generator", files.generator)
+    return writes, (files.result, files.strip, files.log, files.generator, files.second, files.fourth)
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+@pytest.mark.parametrize("which", ["result", "strip", "log", "generator", "second", "fourth"])
+def test_nothing_is_replaced_unless_asked_for(which, warm, transfer, everything, files):
+    getattr(files, which).write_bytes(b"precious")
+    before = tree(files.root)
+    result = transfer(*everything[0], "--steps", 5 - warm, "--warm-steps", warm)
+    refused(result, files, before, str(getattr(files, which)), "there already", "--overwrite")
+
+
+def test_everything_is_replaced_when_asked_for(transfer, everything):
+    for path in everything[1]:
+        path.write_bytes(b"old")
+    assert transfer(*everything[0], "--steps", 5, "--overwrite").status == 0
+    assert [path.name for path in everything[1] if path.read_bytes() == b"old"] == []
+
+
+def test_measure(splice, files):
+    shape = ("measure", files.structure, files.appearance)
+    result = splice(*shape, files.structure, *VIT, "--json", "--layer", 9, "--size", 112)
+    assert (result.status, result.err, len(result.out.splitlines())) == (0, "", 1)
+    values = json.loads(result.out)
+    assert (values["backbone"], values["layer"], values["size"], values["dtype"]) == (
+        *(OFFLINE_BACKBONE, 9, 112, "float32"),
+    )
+    assert values["structure_distance"] == pytest.approx(0, abs=1e-12)
+    assert values["appearance_distance"] > 1e-3
+    assert -1 <= values["appearance_cosine"] < 0.99
+    values = json.loads(splice(*shape, files.appearance, *VIT, "--json", "--size", 112).out)
+    assert values["layer"] == 11
+    assert values["structure_distance"] > 1e-4
+    text = splice(*shape, files.appearance, *VIT, "--size", 112).out
+    assert "structure distance" in text
+    assert f"{values['structure_distance']:.6g}" in text
+
+
+def test_measure_of_the_appearance_picture_itself(splice, files):
+    shutil.copy(files.appearance, files.structure)  # else it would be looked at with the other one's aspect
+    values = json.loads(
+        splice("measure", files.structure, files.appearance, files.appearance, *VIT, "--json", "--size", 112).out
+    )
+    assert values["appearance_distance"] == pytest.approx(0, abs=1e-12)
+    assert values["appearance_cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_weights_list(splice, cache, tmp_path, monkeypatch, backbone):
+    def places():
+        return {line.split()[0]: line.split()[3] for line in splice("weights", "list").out.splitlines()}
+
+    assert list(places()) == list(CATALOGUE)
+    assert places()[OFFLINE_BACKBONE] == "here"
+    monkeypatch.setenv("SPLICE_CACHE", str(tmp_path))
+    (tmp_path / "dino_vits16.safetensors").touch()
+    assert {places()[name] for name in (OFFLINE_BACKBONE, "dinov3_vits16", "dino_vits16", "dino_vitb8")} == {
+        *("package", "gated", "here", "hub"),
+    }
+
+
+def test_weights_where_and_get(splice, cache, weights_file):
+    assert splice("weights", "where").out.strip() == str(cache)
+    for action in ("where", "get"):
+        result = splice("weights", action, OFFLINE_BACKBONE)
+        assert (result.status, result.out.strip(), result.err) == (0, str(weights_file), "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("transfer",), ("weights",), ("measure",), ("apply",), ("instant",)])
+def test_help_and_nothing_at_all(arguments, splice):
+    asked = splice(*arguments, "--help")
+    assert (asked.status, asked.err) == (0, "")
+    assert asked.out.startswith("usage: splice")
+    bare = splice(*arguments)
+    assert (bare.status, bare.out, len(bare.complaint)) == (2, "", 1)
+
+
+def picture_of(width, height):
+    return lambda path: Image.new("RGB", (width, height), "red").save(path)
+
+
+def truncated(path):
+    Image.effect_noise((90, 90), 50).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+BAD_PICTURES = {
+    "missing": (lambda path: None, "no picture at"),
+    "truncated": (truncated, "damaged"),
+    "text": (lambda path: path.write_text("no picture"), "not a picture"),
+    "empty": (lambda path: path.touch(), "not a picture"),
+    "folder": (lambda path: path.mkdir(), "no picture at"),
+    "one pixel": (picture_of(1, 1), "1x1 pixels"),
+    "too small": (picture_of(63, 200), "at least 64"),
+    "very wide": (picture_of(30_000, 10), "30000x10 pixels"),
+    "too narrow": (picture_of(64, 600), "8 times"),
+}
+
+
+def refused(result, files, before, *parts):
+    """One line, status 2, and nothing left behind."""
+    assert result.status == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert len(result.complaint) == 1, result.err
+    assert result.complaint[0].startswith("splice")
+    for part in parts:
+        assert part in result.complaint[0]
+    assert tree(files.root) == before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("place", ["structure", "appearance", "apply", "measure", "instant"])
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_bad_pictures(kind, place, splice, transfer, files):
+    write, message = BAD_PICTURES[kind]
+    write(files.other)
+    Generator().save(files.generator)
+    before = tree(files.root)
+    if place == "apply":
+        result = splice("apply", files.generator, files.other, "-o", files.result, "--device", "cpu")
+    elif place == "measure":
+        result = splice("measure", files.structure, files.appearance, files.other, *VIT)
+    elif place == "instant":
+        result = splice("instant", files.structure, files.other, "-o", files.result, *VIT)
+    else:
+        result = transfer("--steps", 1, **{place: files.other})
+    refused(result, files, before, message)
+
+
+BAD_OPTIONS = {
+    "unknown backbone": (("--backbone", "dino_vitb9"), ("unknown backbone 'dino_vitb9'", "dino_vitb8")),
+    "missing checkpoint": (("--backbone", "nowhere/dino.pth"), ("no weights file at nowhere/dino.pth",)),
+    "no steps": (("--steps", "0"), ("steps must be at least 1, not 0",)),
+    "negative steps": (("--steps", "-3"), ("steps", "-3")),
+    "broken steps": (("--steps", "2.5"), ("--steps", "2.5")),
+    "steps in words": (("--steps", "many"), ("--steps", "many")),
+    "small size": (("--size", "63"), ("size must be at least 64",)),
+    "size in words": (("--size", "large"), ("--size", "large")),
+    "negative seed": (("--seed", "-1"), ("seed",)),
+    "huge seed": (("--seed", "99999999999999999999"), ("seed",)),
+    "NaN": (("--learning-rate", "nan"), ("learning_rate",)),
+    "infinity": (("--learning-rate", "inf"), ("learning_rate",)),
+    "huge learning rate": (("--learning-rate", "1e30", "--steps", "3"), ("diverged", "learning rate")),
+    "Adam's beta": (("--beta2", "1"), ("beta2",)),
+    "no such block": (("--layer", "12"), ("12 blocks", "layer must be from -12 to 11, not 12")),
+    "no term": (("--appearance-weight=0", "--structure-weight=0", "--identity-weight=0"), ("no term",)),
+    "absent device": (("--device", "cuda:7"), ("no device 'cuda:7'", "cpu")),
+    "nonsense device": (("--device", "nonsense"), ("no device 'nonsense'",)),
+    "unknown precision": (("--dtype", "int8"), ("int8",)),
+    "unknown preset": (("--preset", "papre"), ("papre", *PRESETS)),
+    "unknown option": (("--stpes", "3"), ("--stpes",)),
+    "never": (("--every", "0"), ("--every", "at least 1")),
+    "log in a missing folder": (("--log", "{root}/none/log.jsonl"), ("no folder",)),
+    "log is a folder": (("--log", "{root}/out"), ("it is a folder",)),
+    "strip of no format": (("--strip", "{root}/out/strip.txt"), ("'.txt' is no picture format",)),
+    "strip over the result": (("--strip", "{root}/out/result.png"), ("result.png",)),
+    "generator in a missing folder": (("--save-generator", "{root}/none/g.safetensors"), ("no folder",)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_options(options, transfer, files):
+    extra, parts = BAD_OPTIONS[options]
+    before = tree(files.root)
+    result = transfer("--steps", 1, *(option.format(root=files.root) for option in extra))
+    refused(result, files, before, *parts)
+
+
+BAD_CHECKPOINTS = {
+    "a generator": ("wrong.safetensors", lambda path: Generator().save(path), "no patch embedding"),
+    "other tensors": ("wrong.pth", lambda path: torch.save({"a": torch.zeros(3)}, path), "no patch embedding"),
+    "under a known name": (
+        "dino_vits16.safetensors",
+        lambda path: save_file({"cls_token": torch.zeros(1, 1, 384)}, path),
+        "does not fit dino_vits16",
+    ),
+    "text": ("wrong.safetensors", lambda path: path.write_text("no weights"), "cannot be read as weights"),
+    "a page": ("wrong.pth", lambda path: path.write_text("<html>\n</html>"), "never run"),
+    "a pickle": ("wrong.pth", lambda path: path.write_bytes(pickle.dumps({"a": Generator})), "never run"),
+    "a picture": ("wrong.png", picture_of(64, 64), "wrong.png"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
+def test_bad_checkpoints(kind, transfer, files):
+    name, write, message = BAD_CHECKPOINTS[kind]
+    path = files.root / "in" / name
+    write(path)
+    before = tree(files.root)
+    refused(transfer("--steps", 1, "--backbone", path), files, before, message)
+
+
+@pytest.mark.parametrize("command", ["transfer", "apply", "instant"])
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        ("none/result.png", "no folder"),
+        ("out/result.xyz", "'.xyz' is no picture format"),
+        ("out/result", "'' is no picture format"),
+        ("out/folder.png", "it is a folder"),
+        ("out/there.png", "there already"),
+        ("in/structure.png", "there already"),
+        ("in/structure.png/result.png", "no folder"),
+    ],
+)
+def test_bad_outputs(output, part, command, splice, transfer, files):
+    (files.root / "out" / "folder.png").mkdir()
+    (files.root / "out" / "there.png").write_bytes(b"precious")
+    Generator().save(files.generator)
+    before = tree(files.root)
+    path = files.root / output
+    if command == "apply":
+        result = splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
+    elif command == "instant":
+        result = splice("instant", files.structure, files.appearance, "-o", path, *VIT)
+    else:
+        result = transfer("--steps", 1, output=path)
+    refused(result, files, before, part, str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("apply", "{root}/none.safetensors", "{root}/in/structure.png", "-o", "{root}/out/a.png"), "no generator"),
+        (("apply", "{root}/in/structure.png", "{root}/in/structure.png", "-o", "{root}/out/a.png"), "generator"),
+        (("weights", "get", "dino_vitb9"), "dino_vitb8"),
+        (("weights", "where", "dino_vitb9"), "dino_vitb8"),
+        (("weights", "where", "dinov3_vith16plus"), "`splice weights get dinov3_vith16plus`"),
+        (("weights", "fetch"), "fetch"),
+        (("demo", "-o", "{root}/in/structure.png"), "structure.png"),
+        (("instant", "a.png", "b.png", "-o", "c.png", "--texture", "2"), "from 0 to 1"),
+        (("unknown",), "unknown"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]).replace("{root}/", ""),
+)
+def test_other_bad_command_lines(arguments, part, splice, files):
+    before = tree(files.root)
+    refused(splice(*(argument.format(root=files.root) for argument in arguments)), files, before, part)
+
+
+def test_a_process_says_one_line_too(process, files):
+    """Nothing that is imported adds a warning of its own."""
+    before = tree(files.root)
+    refused(process("transfer", files.other, files.appearance, "-o", files.result), files, before, "no picture at")
+
+
+@pytest.mark.parametrize(
+    ("limit", "extra"),
+    [(100, ()), (0, ()), (100, ("log",)), (4000, ("generator",))],
+    ids=["at the end", "no temporary folder either", "in the log", "in the generator"],
+)
+def test_a_full_disk(limit, extra, process, files):
+    """The limit is on the size of a file; the rescue of the picture into the temporary folder meets it too."""
+    before = tree(files.root)
+    options = {"log": ("--log", files.log), "generator": ("--save-generator", files.generator)}
+    result = process(
+        *("transfer", files.structure, files.appearance, "-o", files.result, *TRAINING, "--steps", 2),
+        *(argument for name in extra for argument in options[name]),
+        env={"TMPDIR": str(files.root / "out")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.status == 2
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("splice: cannot write")
+    left = {path for path in tree(files.root).keys() - before.keys() if path.is_file()}
+    assert left <= {files.log, files.result}  # the log of an unfinished run is worth keeping, a picture even more
+
+
+def wait_for(condition, child):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def endless(start, files):
+    """A run that ends only when it is told to."""
+    arguments = ("transfer", files.structure, files.appearance, "-o", files.result, *TRAINING, "--steps", 100_000)
+    children = []
+
+    def begin(*extra, **options):
+        children.append(start(*arguments, *extra, **options))
+        return children[-1]
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_ctrl_c_keeps_what_was_learnt(endless, files):
+    third = files.result.with_stem("result-00003")
+    child = endless("--log", files.log, "--every", 3, "--strip", files.strip, "--save-generator", files.generator)
+    wait_for(third.exists, child)
+    seen = files.log.read_text().splitlines()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, err) == (130, "")
+    lines = files.log.read_text().splitlines()
+    assert out.startswith(f"interrupted after {len(lines)} of 100000 steps")
+    assert str(files.result) in out
+    assert load_picture(files.result).shape[-2:] == SHAPE
+    assert files.strip.is_file()
+    assert Generator.load(files.generator).metadata["backbone"] == OFFLINE_BACKBONE
+    assert [path.name for path in files.result.parent.iterdir() if path.name.startswith(".")] == []
+    assert len(seen) >= 3, "the log lags behind the run"
+
+
+def test_a_result_that_cannot_be_written_any_more_is_rescued(endless, files):
+    rescue = files.root / "rescue"
+    rescue.mkdir()
+    log = files.root / "log.jsonl"
+    child = endless("--log", log, env={"TMPDIR": str(rescue)})
+    wait_for(log.exists, child)
+    shutil.rmtree(files.result.parent)
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    (saved,) = rescue.rglob("*.png")
+    assert (child.returncode, out, len(err.splitlines())) == (2, "", 1), err
+    assert f"safe in {saved}" in err
+    assert load_picture(saved).shape[-2:] == SHAPE

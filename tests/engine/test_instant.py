@@ -1,0 +1,107 @@
+"""Semantic matching and the instant transfer, with real weights."""
+
+import pytest
+import torch
+
+from splice_engine import Correspondence, Palette, SpliceError, Transfer, correspondence, preset
+from splice_engine.images import resize
+
+
+@pytest.fixture(scope="module")
+def pair(demo_pair):
+    return resize(demo_pair[0], (224, 224)), resize(demo_pair[1], (280, 224))
+
+
+def grid_of(match):
+    height, width = match.source_grid
+    return torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+
+
+def test_a_picture_matches_itself_patch_by_patch(backbone, pair):
+    match = Correspondence.between(pair[1], pair[1], backbone, short_patches=16)
+    rows, columns = grid_of(match)
+    for radius in (0, 2):
+        row, column = match.matches(radius)
+        assert ((row == rows) & (column == columns)).float().mean() >= 0.99
+
+
+def test_a_picture_matches_its_mirror_image_mirrored(backbone, pair):
+    match = Correspondence.between(pair[1], pair[1].flip(-1), backbone, short_patches=16)
+    rows, columns = grid_of(match)
+    row, column = match.matches()
+    assert ((row == rows) & (column == match.target_grid[1] - 1 - columns)).float().mean() >= 0.99
+
+
+def test_coherence_makes_neighbours_match_neighbours(backbone, pair):
+    match = Correspondence.between(*pair, backbone, short_patches=16)
+
+    def jumps(radius):
+        steps = match.matches(radius).diff(dim=2).float()
+        return (steps - torch.tensor([0.0, 1.0]).view(2, 1, 1)).abs().sum(dim=0).gt(1).float().mean()
+
+    assert jumps(2) < 0.75 * jumps(0)
+
+
+def test_few_similarities_at_a_time_give_the_same(backbone, pair, monkeypatch):
+    match = Correspondence.between(*pair, backbone, short_patches=16)
+    values = torch.rand(1, 3, *match.target_grid)
+    whole = match.matches(2), match.warp(values)
+    monkeypatch.setattr(correspondence, "CHUNK_ENTRIES", 16 * 320 * 7)
+    assert torch.equal(match.matches(2), whole[0])
+    torch.testing.assert_close(match.warp(values), whole[1])
+
+
+def test_warped_values_stay_among_the_values(backbone, pair):
+    match = Correspondence.between(*pair, backbone, short_patches=16)
+    warped = match.warp(torch.full((1, 2, *match.target_grid), 0.3))
+    assert warped.shape == (1, 2, *match.source_grid)
+    torch.testing.assert_close(warped, torch.full_like(warped, 0.3))
+
+
+def test_a_picture_in_its_own_colours_is_itself(backbone, pair):
+    painted = Palette.between(pair[0], pair[0], backbone, short_patches=16).image()
+    assert (painted - pair[0]).abs().mean() < 0.04
+
+
+def test_the_demo_gets_the_admirals_colours(backbone, pair):
+    structure, appearance = pair
+    painted = Palette.between(structure, appearance, backbone, short_patches=16).image()
+    assert painted.shape == structure.shape
+    suit, ground = painted[0, :, 140:200, 20:60].mean(dim=(1, 2)), painted[0, :, 10:60, 130:150].mean(dim=(1, 2))
+    assert suit.max() < 0.45  # navy, where it was bright orange
+    assert ground[2] > ground[0] + 0.1  # blue, where it was grey
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 500), (65, 67)])
+def test_any_size_is_painted_at_full_size(size, backbone, pair):
+    palette = Palette.between(resize(pair[0], size), pair[1], backbone, short_patches=8)
+    assert palette.image().shape[-2:] == size
+    assert min(palette.image(size=96).shape[-2:]) == 96
+
+
+@pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.9, 0.2, 0.1)])
+def test_pictures_of_one_colour_are_no_trouble(colour, backbone, pair):
+    flat = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 120, 160).contiguous()
+    painted = Palette.between(pair[0], flat, backbone, short_patches=8).image()
+    grey = painted.mean(dim=1).mean()
+    assert torch.isfinite(painted).all()
+    assert abs(grey - flat.mean()) < 0.1
+    assert torch.isfinite(Palette.between(flat, pair[1], backbone, short_patches=8).image()).all()
+
+
+def test_a_broken_picture_is_refused(backbone, pair):
+    with pytest.raises(SpliceError, match="not numbers"):
+        Palette.between(pair[0] * float("nan"), pair[1], backbone)
+
+
+def test_the_warm_start_learns_the_instant_picture_without_the_vit(backbone, pair):
+    run = Transfer(*pair, backbone, preset("draft", size=96, warm_steps=40, steps=1))
+    assert run.palette is not None
+    before = (run.image(size=96) - run.palette).abs().mean()
+    # From here on a call of the ViT would fail.
+    run.objective.backbone = None
+    for step in run:
+        assert set(step.losses) <= {"painting", "reconstruction"}
+        if run.step == 40:
+            break
+    assert (run.image(size=96) - run.palette).abs().mean() < 0.6 * before

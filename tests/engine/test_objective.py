@@ -1,0 +1,164 @@
+"""The terms and their sum."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from splice_engine import Appearance, Identity, Objective, Request, Structure, self_similarity
+from splice_engine.images import resize
+
+TERMS = (Appearance, Structure, Identity)
+STREAMS = ("output", "reconstruction", "structure", "appearance")
+
+
+@pytest.fixture(scope="module")
+def streams():
+    """Four pictures of four sizes."""
+    sizes = {"output": (70, 70), "reconstruction": (75, 111), "structure": (70, 70), "appearance": (90, 64)}
+    chance = torch.Generator().manual_seed(0)
+    return {name: torch.rand(1, 3, *sizes[name], generator=chance) for name in STREAMS}
+
+
+@pytest.fixture(scope="module")
+def square():
+    """Four pictures of one size, as in a step of a run."""
+    chance = torch.Generator().manual_seed(1)
+    return {name: torch.rand(1, 3, 70, 70, generator=chance) for name in STREAMS}
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("kind", ["dino", "dinov2_reg", "dinov3"])
+def test_equal_pictures_are_no_distance_apart(term, kind, tiny, streams):
+    backbone, picture = tiny(kind), streams["reconstruction"]
+    assert term().loss(backbone, picture, picture.clone()).item() < 1e-12
+    assert term().loss(backbone, picture, 1 - picture).item() > 1e-6
+
+
+def test_what_each_term_compares(tiny, square):
+    backbone = tiny()
+
+    def see(layer, facet):
+        request = Request(layer, facet)
+        return {name: backbone(resize(picture, (56, 56)), [request])[request] for name, picture in square.items()}
+
+    cls, keys = see(2, "cls"), see(1, "key")
+
+    def similarity(x):
+        return F.cosine_similarity(x[:, :, None], x[:, None], dim=-1)
+
+    losses = Objective([Appearance(), Structure(layer=1), Identity(layer=1)], backbone, size=56).losses(square)
+    expected = {
+        "appearance": (cls["output"] - cls["appearance"]).square().mean(),
+        "structure": (similarity(keys["output"]) - similarity(keys["structure"])).square().mean(),
+        "identity": (keys["reconstruction"] - keys["appearance"]).square().mean(),
+    }
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        {name: loss.item() for name, loss in expected.items()}, rel=1e-5
+    )
+
+
+def test_two_terms_of_one_kind_have_names_of_their_own(tiny, square):
+    terms = [Structure(), Appearance(), Structure(layer=0), Structure(layer=1), Appearance(layer=0)]
+    objective = Objective(terms, tiny(), size=56)
+    assert list(objective.terms) == ["structure", "appearance", "structure_2", "structure_3", "appearance_2"]
+    losses = objective.losses(square)
+    assert losses.keys() == objective.terms.keys()
+    assert len({loss.item() for loss in losses.values()}) == 5
+    for name, loss in losses.items():
+        alone = Objective([objective.terms[name]], objective.backbone, size=56).losses(square)
+        assert loss.item() == pytest.approx(alone[objective.terms[name].name].item(), rel=1e-5)
+
+
+def test_total_is_the_weighted_sum(tiny, square):
+    objective = Objective([Appearance(weight=3), Structure(weight=0.5), Identity()], tiny(), size=56)
+    losses = objective.losses(square)
+    expected = 3 * losses["appearance"] + 0.5 * losses["structure"] + losses["identity"]
+    assert objective.total(losses).item() == pytest.approx(expected.item(), rel=1e-6)
+    rest = expected - 3 * losses.pop("appearance")
+    assert objective.total(losses).item() == pytest.approx(rest.item(), rel=1e-5)
+
+
+def test_default_weights_are_the_papers():
+    assert (Appearance().weight, Structure().weight, Identity().weight) == (10, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "expected"),
+    [
+        (STREAMS, None, {"appearance", "structure", "identity"}),
+        (("output", "structure", "appearance"), None, {"appearance", "structure"}),
+        (("output", "appearance"), None, {"appearance"}),
+        (("reconstruction", "appearance"), None, {"identity"}),
+        (STREAMS, ["appearance"], {"appearance"}),
+        (("output", "structure"), ["appearance"], set()),
+        ((), None, set()),
+    ],
+)
+def test_terms_whose_streams_are_missing_are_left_out(given, names, expected, tiny, square):
+    objective = Objective([Appearance(), Structure(), Identity()], tiny(), size=56)
+    losses = objective.losses({name: square[name] for name in given}, names)
+    assert losses.keys() == expected
+    whole = objective.losses(square)
+    assert all(loss.item() == pytest.approx(whole[name].item(), rel=1e-5) for name, loss in losses.items())
+
+
+def test_a_term_with_a_backbone_of_its_own(tiny, square):
+    """Of another patch size, depth of tokens and family."""
+    first, second = tiny("dinov2"), tiny("dinov3", seed=1)
+    objective = Objective([Structure(), Structure(backbone=second), Appearance(backbone=second)], first, size=64)
+    output = square["output"].clone().requires_grad_()
+    losses = objective.losses({**square, "output": output})
+    for name, judge, term in (
+        ("structure", first, Structure()),
+        ("structure_2", second, Structure()),
+        ("appearance", second, Appearance()),
+    ):
+        expected = term.loss(judge, square["output"], square[term.target], size=64)
+        assert losses[name].item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(losses["structure_2"], output)
+    assert gradient.abs().max() > 0
+
+
+def test_streams_of_different_sizes(tiny, streams):
+    """Each is seen at its own aspect; the terms that compare token by token need one grid."""
+    objective = Objective([Appearance(), Structure()], tiny(), size=56)
+    losses = objective.losses(streams)
+    for name, loss in losses.items():
+        term = objective.terms[name]
+        expected = term.loss(objective.backbone, streams[term.output], streams[term.target], size=56)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dinov2_reg", "dinov3"])
+def test_structure_ignores_registers(kind, tiny):
+    backbone = tiny(kind)
+    keys = torch.randn(1, 20, 48, generator=torch.Generator().manual_seed(0))
+    other = keys.clone()
+    other[:, 1:5] = 0.5
+    assert Structure().distance(other, keys, backbone).item() == 0
+    other[:, 0] = 0.5
+    assert Structure().distance(other, keys, backbone).item() > 0
+    features = backbone.features(torch.rand(1, 3, 64, 80), layer=1)
+    assert self_similarity(features).shape[-1] == features.tokens.shape[1] + 1
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_gradients_reach_the_output_and_not_the_target(term, tiny, square):
+    objective = Objective([term()], tiny(), size=56)
+    given = {name: picture.clone().requires_grad_() for name, picture in square.items()}
+    objective.total(objective.losses(given)).backward()
+    reached = {name for name, picture in given.items() if picture.grad is not None and picture.grad.abs().max() > 0}
+    assert reached == {term.output}
+    output, target = square[term.output].clone().requires_grad_(), square[term.target].clone().requires_grad_()
+    term().loss(objective.backbone, output, target, size=56).backward()
+    assert target.grad is None
+    assert (output.grad - given[term.output].grad / term().weight).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("size", "seen"), [(None, (70, 70)), (56, (56, 56)), (112, (112, 112))])
+def test_the_size_at_which_a_term_looks(size, seen, tiny, square):
+    backbone = tiny()
+    request = Request(-1, "cls")
+    answers = [backbone(resize(square[name], seen), [request])[request] for name in ("output", "appearance")]
+    loss = Appearance().loss(backbone, square["output"], square["appearance"], size=size)
+    assert loss.item() == pytest.approx(F.mse_loss(*answers).item(), rel=1e-5)
