@@ -24,6 +24,9 @@ PROJECTIONS = ("query", "key", "value")
 """In the order in which timm fuses them."""
 
 
+READABLE = ("cls", *FACETS, "attention")
+
+
 class Request(NamedTuple):
     """One thing to read from the transformer.
 
@@ -172,7 +175,14 @@ class Backbone(nn.Module):
 
         Returns:
             One float32 tensor for each request.
+
+        Raises:
+            SpliceError: Unknown layer or facet.
         """
+        if unknown := {request.facet for request in requests} - set(READABLE):
+            raise SpliceError(f"unknown facet '{min(unknown)}': choose among {', '.join(READABLE)}")
+        if not requests:
+            return {}
         wanted: dict[int, dict[str, list[Request]]] = {}
         for request in requests:
             wanted.setdefault(self.resolve(request.layer), {}).setdefault(request.facet, []).append(request)

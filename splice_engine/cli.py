@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -94,7 +95,11 @@ def _train(
                 bar.set_postfix({name: f"{value:.3g}" for name, value in step.floats().items()}, refresh=False)
                 shown = time.monotonic()
             if options.every and run.step % options.every == 0 and run.step < run.steps:
-                save_picture(run.image(), _numbered(options.output, run.step), alpha, overwrite=True)
+                try:
+                    save_picture(run.image(), _numbered(options.output, run.step), alpha, overwrite=True)
+                except SpliceError as error:  # the run itself is worth more than a glimpse of it
+                    bar.write(f"splice: {error}", file=sys.stderr)
+                    options.every = None
             if stop.is_set:
                 break
     result = run.image()
@@ -243,10 +248,9 @@ def _check_outputs(options: argparse.Namespace, settings: Settings) -> None:
         check_writable(path, options.overwrite)
     for path in others:
         check_place(path, options.overwrite)
-    places = [path.absolute() for path in (*pictures, *others)]
-    for path in places:
-        if places.count(path) > 1:
-            raise SpliceError(f"{path} is named for two outputs: give each a name of its own")
+    twice = [path for path, count in Counter(path.absolute() for path in (*pictures, *others)).items() if count > 1]
+    if twice:
+        raise SpliceError(f"{twice[0]} is named for two outputs: give each a name of its own")
 
 
 def _backbone(options: argparse.Namespace) -> Backbone:

@@ -176,7 +176,7 @@ def _open(path: str | Path) -> Image.Image:
         raise SpliceError(f"no picture at {path}: check the path")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be read is said below
             with Image.open(path) as opened:
                 opened.load()
                 return ImageOps.exif_transpose(opened)

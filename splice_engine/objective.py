@@ -199,7 +199,7 @@ class Objective:
         self.longest = longest
         self.terms: dict[str, Term] = {}
         for term in terms:
-            count = sum(type(other) is type(term) for other in self.terms.values())
+            count = sum(other.name == term.name for other in self.terms.values())
             self.terms[term.name if not count else f"{term.name}_{count + 1}"] = term
             if isinstance(term, FeatureTerm):
                 self._judge(term).resolve(term.layer)

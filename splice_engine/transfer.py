@@ -53,7 +53,7 @@ class Transfer:
         appearance: `[1, 3, H', W']` in 0..1: its look is given. The sizes may differ.
         backbone: The frozen ViT that judges; the run takes place on its device.
         settings: The recipe.
-        objective: Replaces the recipe's own three terms.
+        objective: Replaces the recipe's own terms.
 
     Raises:
         SpliceError: A picture that cannot be worked with.
@@ -87,8 +87,8 @@ class Transfer:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
         self.palette: Tensor | None = None
         if settings.warm_steps or any(term.target == "palette" for term in self.objective.terms.values()):
-            painted = Palette.between(self.picture, appearance, backbone).image()
-            self.palette = resize(painted, sides(self.structure))
+            palette = Palette.between(self.picture, appearance, backbone)
+            self.palette = resize(palette.image(min(sides(self.structure))), sides(self.structure))
         self._trained = Generator(seed=settings.seed).to(self.device)
         self._trained.metadata.update(size=settings.size, backbone=backbone.name)
         self.step = 0

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,17 +170,21 @@ class Outcome:
 
 @pytest.fixture
 def splice(capsys):
-    """Runs one command line in this process."""
+    """Runs one command line in this process; warnings count as words on stderr, where Python writes them."""
     from splice_engine.cli import main
 
     def run(*arguments):
         capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # how argparse ends on a bad option
-            status = stop.code
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)  # as outside of tests
+            try:
+                status = main([str(argument) for argument in arguments])
+            except SystemExit as stop:  # how argparse ends on a bad option
+                status = stop.code
         printed = capsys.readouterr()
-        return Outcome(status, printed.out, printed.err)
+        return Outcome(status, printed.out, printed.err + "".join(f"{warning.message}\n" for warning in caught))
 
     return run
 

@@ -289,9 +289,9 @@ def test_resize_keeps_flat_colour_and_mean(size):
 
 
 def test_shrinking_is_antialiased():
-    stripes = torch.zeros(1, 3, 64, 64)
-    stripes[..., ::2] = 1
-    assert resize(stripes, (16, 16)).std() < 0.05
+    """Each pixel is a mean over all that it stands for; over the four nearest alone, the noise would be twice that."""
+    noise = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert 0.03 < resize(noise, (64, 64)).std() < 0.08
 
 
 @pytest.mark.parametrize(
