@@ -41,6 +41,7 @@ class Settings:
     )
     layer: int = _setting(-1, "block of the ViT that the terms look at, -1 the deepest")
     crop: float = _setting(0.95, "smallest square crop, as a share of the picture's height", low=0.1, high=1)
+    whole: float = _setting(0.0, "probability that a view of A is not a crop but the whole picture", low=0, high=1)
     flip: float = _setting(0.5, "probability of mirroring a crop", low=0, high=1)
     jitter: float = _setting(0.5, "probability of changing the colours of a crop of A", low=0, high=1)
     blur: float = _setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
@@ -77,13 +78,15 @@ PRESETS: dict[str, Settings] = {
         appearance_weight=1.0,
         colour_weight=150.0,
         reconstruction_weight=10.0,
+        whole=0.5,
         whole_every=0,
     ),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the instant picture and then a little of the recipe; its colour term outweighs the [CLS] token, which
-in so few steps leaves casts. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
+"""`draft` learns the instant picture and then a little of the recipe. Its colour term outweighs the [CLS] token, which
+in so few steps leaves casts, and every other view is the whole picture, which the generator has to serve in the end.
+`paper` is the paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "draft"
 

@@ -187,7 +187,7 @@ class Transfer:
     def _view_of_structure(self, disturbed: bool) -> tuple[Tensor, Tensor]:
         """A view of the structure picture, and the same view of the instant picture (empty where there is none)."""
         both = self.structure if self.palette is None else torch.cat([self.structure, self.palette], dim=1)
-        view = self._views.crop(both)
+        view = self._views.crop_or_whole(both)
         return self._views.disturb(view[:, :3]) if disturbed else view[:, :3], view[:, 3:]
 
     @staticmethod

@@ -29,6 +29,12 @@ class Views:
         self.settings = settings
         self.generator = generator
 
+    def crop_or_whole(self, picture: Tensor) -> Tensor:
+        """A square crop or the whole picture, perhaps mirrored: `[1, C, H, W]` to `[1, C, h, w]`."""
+        if self.settings.whole and self._chance(self.settings.whole):
+            return picture.flip(-1) if self._chance(self.settings.flip) else picture
+        return self.crop(picture)
+
     def crop(self, picture: Tensor) -> Tensor:
         """A square crop, perhaps mirrored: `[1, C, H, W]` to `[1, C, s, s]`."""
         height, width = picture.shape[-2:]
@@ -39,7 +45,7 @@ class Views:
         return view.flip(-1) if self._chance(self.settings.flip) else view
 
     def disturb(self, view: Tensor) -> Tensor:
-        """Perhaps other colours, perhaps a blur, as views of the structure picture get them: `[1, 3, s, s]`."""
+        """Perhaps other colours, perhaps a blur, as views of the structure picture get them: `[1, 3, h, w]`."""
         if self._chance(self.settings.jitter):
             view = self._jittered(view)
         if self._chance(self.settings.blur):

@@ -284,6 +284,14 @@ def test_chances_are_as_set(name, probability):
     assert changed == pytest.approx(200 * probability, abs=0 if probability == 0 else 25)  # some are too weak to see
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_some_views_are_the_whole_picture(share):
+    views = Views(Settings(whole=share, flip=0.0), torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 64, 90, generator=torch.Generator().manual_seed(0))
+    whole = sum(torch.equal(views.crop_or_whole(picture), picture) for _ in range(100))
+    assert whole == pytest.approx(100 * share, abs=0 if share in (0, 1) else 20)
+
+
 @pytest.mark.parametrize("vit_size", [112, 224])
 def test_a_step_is_the_plain_step(vit_size, backbone, plain_model, plain, pair):
     """Losses and gradients against a rendering of the paper's step that takes one full pass for each feature."""
