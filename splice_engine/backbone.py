@@ -23,8 +23,8 @@ from .images import resize, short_side_size, sides
 PROJECTIONS = ("query", "key", "value")
 """In the order in which timm fuses them."""
 
-
 READABLE = ("cls", *FACETS, "attention")
+"""What a request may ask for."""
 
 
 class Request(NamedTuple):
