@@ -4,18 +4,27 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from .backbone import Backbone
 from .correspondence import SHORT_PATCHES, Correspondence
 from .images import check_picture, resize, short_side_size, sides
+from .synthesis import synthesise
 
 COHERENCE = 2
 """Patches whose neighbours vote on a match."""
 
+PATCH_PIXELS = 14
+"""Pixels per patch of the working size, whatever the ViT's own patch."""
+
 FIELD_SCALE = 4
 """Pixels of the working size per cell of the refined field of matches."""
+
+SYNTHESIS_SCALE = 2
+"""Pixels of the working size per pixel that is painted with B's."""
+
+RELIEF = 0.05
+"""Weight beside the descriptors of the locally normalised grey, which guides that painting too."""
 
 FIELD_DIMENSIONS = 24
 """Principal components of the descriptors that decide between matches at that finer scale."""
@@ -23,11 +32,14 @@ FIELD_DIMENSIONS = 24
 RADIUS, SHARPNESS = 10, 1e-3
 """Of the guided filter that lays B's colours into A's edges: in pixels of the working size, and as a variance."""
 
+RELIEF_RADIUS = 12
+"""Pixels around a place that count as its surroundings."""
+
 DETAIL_SHARPNESS = 1e-2
 """Variance above which A's own edges count as shape, which the colours carry, and not as detail."""
 
-TEXTURE = 0.5
-"""Share of B's texture in the picture: enough to show, too little for seams between matches to show as well."""
+TEXTURE = 0.8
+"""Share of B's texture in the picture; A's own detail shows the better, the lower it is."""
 
 GREY = (0.299, 0.587, 0.114)
 
@@ -72,16 +84,14 @@ class Palette:
         appearance = check_picture(appearance, "appearance picture").to(backbone.device)
         match = Correspondence.between(structure, appearance, backbone, short_patches)
         a, b = (
-            resize(picture, (grid[0] * backbone.patch, grid[1] * backbone.patch))
+            resize(picture, (grid[0] * PATCH_PIXELS, grid[1] * PATCH_PIXELS))
             for picture, grid in ((structure, match.source_grid), (appearance, match.target_grid))
         )
-        painted = _paint(b, _refined_offsets(match, a, b), sides(a))
+        painted = resize(_paint(match, a, b), sides(a))
         grey = _grey(a)
         gain, offset = _guided(grey, painted, RADIUS, SHARPNESS)
         own_gain, own_offset = _guided(grey, grey, RADIUS, DETAIL_SHARPNESS)
-        smooth = TF.gaussian_blur(painted, [7, 7], [1.5, 1.5])
-        smooth_gain, smooth_offset = _guided(grey, smooth, RADIUS, SHARPNESS)
-        return cls(structure, gain, offset, own_gain, own_offset, smooth - smooth_gain * grey - smooth_offset)
+        return cls(structure, gain, offset, own_gain, own_offset, painted - gain * grey - offset)
 
     @torch.no_grad()
     def image(self, size: int | None = None, texture: float = TEXTURE) -> Tensor:
@@ -108,6 +118,11 @@ def _grey(picture: Tensor) -> Tensor:
     return (picture * weights).sum(dim=1, keepdim=True)
 
 
+def _box_mean(x: Tensor, radius: int) -> Tensor:
+    x = F.pad(x, [radius] * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(x, (1, 2 * radius + 1), 1), (2 * radius + 1, 1), 1)
+
+
 def _guided(guide: Tensor, picture: Tensor, radius: int, sharpness: float) -> tuple[Tensor, Tensor]:
     """Guided filter (He et al., 2013): gain and offset with which the guide `[1, 1, H, W]` locally explains a picture.
 
@@ -115,29 +130,52 @@ def _guided(guide: Tensor, picture: Tensor, radius: int, sharpness: float) -> tu
     """
 
     def mean(x: Tensor) -> Tensor:
-        x = F.pad(x, [radius] * 4, mode="replicate")
-        return F.avg_pool2d(F.avg_pool2d(x, (1, 2 * radius + 1), 1), (2 * radius + 1, 1), 1)
+        return _box_mean(x, radius)
 
     guide_mean, picture_mean = mean(guide), mean(picture)
     gain = (mean(guide * picture) - guide_mean * picture_mean) / (mean(guide**2) - guide_mean**2 + sharpness)
     return mean(gain), mean(picture_mean - gain * guide_mean)
 
 
-def _refined_offsets(match: Correspondence, a: Tensor, b: Tensor) -> Tensor:
+def _paint(match: Correspondence, a: Tensor, b: Tensor) -> Tensor:
+    """A in B's pixels, at 1 / `SYNTHESIS_SCALE` of the size of `a` and `b`."""
+    basis = _principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
+    fine_a = _fine_descriptors(match.source @ basis, match.source_grid, a)
+    fine_b = _fine_descriptors(match.target @ basis, match.target_grid, b)
+    small_a, small_b = (
+        resize(picture, (picture.shape[-2] // SYNTHESIS_SCALE, picture.shape[-1] // SYNTHESIS_SCALE))
+        for picture in (a, b)
+    )
+    guide, look_guide = (
+        torch.cat([resize(fine, sides(small)), RELIEF * _relief(small)], dim=1)
+        for fine, small in ((fine_a, small_a), (fine_b, small_b))
+    )
+    offsets = _refined_offsets(match, fine_a, fine_b)
+    return synthesise(small_b, guide, look_guide, offsets * (FIELD_SCALE // SYNTHESIS_SCALE))
+
+
+def _relief(picture: Tensor) -> Tensor:
+    """Grey relative to its surroundings' mean and spread, within ±2: `[1, 1, H, W]`. It tells light from shade."""
+    grey = _grey(picture)
+    mean = _box_mean(grey, RELIEF_RADIUS)
+    spread = (_box_mean((grey - mean) ** 2, RELIEF_RADIUS)).sqrt()
+    return ((grey - mean) / (spread + 0.03)).clamp(-2, 2)
+
+
+def _refined_offsets(match: Correspondence, fine_a: Tensor, fine_b: Tensor) -> Tensor:
     """Where in B each place of A finds its look: `[2, h, w]` steps (rows, columns) in cells of `FIELD_SCALE` pixels.
 
     Patches are coarse, so each cell chooses among the matches of its patch and of the eight around it, by descriptors
     that are brought to the cells along the pictures' own edges.
     """
-    basis = _principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
-    fine_a = _fine_descriptors(match.source @ basis, match.source_grid, a)
-    fine_b = _fine_descriptors(match.target @ basis, match.target_grid, b)
     (height, width), (b_height, b_width) = sides(fine_a), sides(fine_b)
-    rows = torch.arange(height, device=a.device).view(-1, 1)
-    columns = torch.arange(width, device=a.device).view(1, -1)
+    rows = torch.arange(height, device=fine_a.device).view(-1, 1)
+    columns = torch.arange(width, device=fine_a.device).view(1, -1)
 
     target = match.matches(COHERENCE).float()
-    here = torch.stack(torch.meshgrid(*(torch.arange(n, device=a.device) for n in match.source_grid), indexing="ij"))
+    here = torch.stack(
+        torch.meshgrid(*(torch.arange(n, device=fine_a.device) for n in match.source_grid), indexing="ij")
+    )
     step = (target - here) * (height / match.source_grid[0])
     patch_row = (rows * match.source_grid[0] // height).flatten()
     patch_column = (columns * match.source_grid[1] // width).flatten()
@@ -174,23 +212,3 @@ def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tenso
     grey = _grey(picture)
     gain, offset = _guided(grey, wide, 6, 2e-4)
     return gain * grey + offset
-
-
-def _paint(b: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fetches B's pixels along a field of offsets, each pixel the mean of what the cells around it would fetch."""
-    height, width = size
-    b_height, b_width = sides(b)
-    field = F.interpolate(offsets[None].float(), size, mode="nearest")[0].long() * FIELD_SCALE
-    rows = torch.arange(height, device=b.device).view(-1, 1)
-    columns = torch.arange(width, device=b.device).view(1, -1)
-    total, weights = torch.zeros_like(b[0, :, :1, :1]), 0.0
-    reach = 2 * FIELD_SCALE
-    for down in (-reach, 0, reach):
-        for right in (-reach, 0, reach):
-            weight = (0.6 if down else 1.0) * (0.6 if right else 1.0)
-            near = field[:, (rows.flatten() + down).clamp(0, height - 1)]
-            near = near[:, :, (columns.flatten() + right).clamp(0, width - 1)]
-            row, column = (rows + near[0]).clamp(0, b_height - 1), (columns + near[1]).clamp(0, b_width - 1)
-            total = total + weight * b[0][:, row, column]
-            weights += weight
-    return (total / weights)[None]

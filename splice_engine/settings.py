@@ -36,6 +36,9 @@ class Settings:
         0.0, "weight of the colour term (low-pass colours against the instant picture)", low=0
     )
     colour_end: float = _setting(1.0, "share of that weight that is left in the last step", low=0, high=1)
+    painting_weight: float = _setting(
+        0.0, "weight of the painting term (every pixel against the instant picture)", low=0
+    )
     reconstruction_weight: float = _setting(
         0.0, "weight of the reconstruction term (the generator's B against B)", low=0
     )

@@ -78,6 +78,7 @@ class Transfer:
             Structure(weight=settings.structure_weight, layer=settings.layer),
             Identity(weight=settings.identity_weight, layer=settings.layer),
             Colour(weight=settings.colour_weight),
+            Painting(weight=settings.painting_weight),
             Reconstruction(weight=settings.reconstruction_weight),
         )
         self.objective = objective or Objective(

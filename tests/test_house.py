@@ -22,6 +22,7 @@ ROOMS = (
     "attention",
     "backbone",
     "correspondence",
+    "synthesis",
     "palette",
     "objective",
     "settings",
