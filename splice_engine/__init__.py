@@ -11,7 +11,7 @@ from .correspondence import Correspondence
 from .errors import SpliceError
 from .features import Features, self_similarity
 from .generator import Generator
-from .images import load_picture, save_picture
+from .images import load_mask, load_picture, save_picture
 from .metrics import Measurement, measure
 from .objective import Appearance, Colour, Identity, Objective, Painting, Reconstruction, Structure, Term
 from .palette import Palette
@@ -43,6 +43,7 @@ __all__ = [
     "Structure",
     "Term",
     "Transfer",
+    "load_mask",
     "load_picture",
     "measure",
     "preset",

@@ -166,12 +166,17 @@ class Backbone(nn.Module):
         size_on_grid = self.grid_size(*sides(picture), short=size)
         return self(resize(picture, size_on_grid), [Request(layer, "attention")])[Request(layer, "attention")]
 
-    def forward(self, picture: Tensor, requests: Collection[Request]) -> dict[Request, Tensor]:
+    def forward(
+        self, picture: Tensor, requests: Collection[Request], tokens: Tensor | None = None
+    ) -> dict[Request, Tensor]:
         """Everything that is asked of a batch of pictures, in one pass that ends with the last thing needed.
 
         Args:
             picture: `[B, 3, H, W]` in 0..1, sides divisible by the patch size.
             requests: What to read; see `Request` for the shapes.
+            tokens: `[N]` booleans, row by row over the grid: the patches that take part, in all pictures. The others
+                are dropped before the first block, as in masked autoencoders (He et al., 2022), so that nothing of them
+                is seen; T is then the prefix and the patches that are left, each with its own place.
 
         Returns:
             One float32 tensor for each request.
@@ -190,7 +195,7 @@ class Backbone(nn.Module):
         last = max(wanted)
         autocast = self.dtype == torch.bfloat16
         with fast_fp32() if picture.device.type == "cpu" else nullcontext():
-            x, rope = self._embed(picture)
+            x, rope = self._embed(picture, tokens)
             with torch.autocast(picture.device.type, torch.bfloat16, enabled=autocast):
                 for index in range(last + 1):
                     facets = wanted.get(index, {})
@@ -199,11 +204,14 @@ class Backbone(nn.Module):
                         answer.update(dict.fromkeys(asked, seen[facet].float()))
         return answer
 
-    def _embed(self, picture: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, picture: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Patch and position embedding: tokens `[B, T, D]` and the rotary embedding of models that have one."""
         model = self.model
         embedded = model._pos_embed(model.patch_embed((picture - self.mean) / self.std))
         x, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        if tokens is not None:
+            x = torch.cat([x[:, : self.prefix], x[:, self.prefix :][:, tokens]], dim=1)
+            rope = rope if rope is None else rope[tokens]
         return model.norm_pre(x), rope
 
 

@@ -27,7 +27,17 @@ from .devices import DTYPES, pick_device, pick_dtype
 from .errors import SpliceError
 from .files import check_place, write_error
 from .generator import Generator
-from .images import check_picture, check_writable, from_pil, load_alpha, load_picture, save_picture
+from .images import (
+    check_mask,
+    check_picture,
+    check_writable,
+    from_pil,
+    load_alpha,
+    load_mask,
+    load_picture,
+    save_picture,
+)
+from .masks import FEATHER
 from .metrics import measure
 from .palette import TEXTURE, Palette
 from .pictures import comparison_strip
@@ -61,7 +71,7 @@ def _transfer(options: argparse.Namespace) -> int:
     _check_outputs(options, settings)
     structure, appearance = load_picture(options.structure), load_picture(options.appearance)
     alpha = load_alpha(options.structure) if options.keep_alpha else None
-    return _train(structure, appearance, settings, options, alpha)
+    return _train(structure, appearance, settings, options, alpha, _masks(options))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -77,11 +87,16 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(
-    structure: Tensor, appearance: Tensor, settings: Settings, options: argparse.Namespace, alpha: Tensor | None
+    structure: Tensor,
+    appearance: Tensor,
+    settings: Settings,
+    options: argparse.Namespace,
+    alpha: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> int:
     check_picture(structure, "structure picture"), check_picture(appearance, "appearance picture")
     backbone = _backbone(options)
-    run = Transfer(structure, appearance, backbone, settings)
+    run = Transfer(structure, appearance, backbone, settings, structure_mask=masks[0], appearance_mask=masks[1])
     started = time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(closing(_Log(options.log))) if options.log else None
@@ -123,8 +138,12 @@ def _instant(options: argparse.Namespace) -> int:
     check_writable(options.output, options.overwrite)
     structure, appearance = load_picture(options.structure), load_picture(options.appearance)
     alpha = load_alpha(options.structure) if options.keep_alpha else None
-    palette = Palette.between(structure, appearance, _backbone(options))
-    save_picture(palette.image(texture=options.texture), options.output, alpha, overwrite=options.overwrite)
+    masks = _masks(options)
+    palette = Palette.between(
+        structure, appearance, _backbone(options), structure_mask=masks[0], appearance_mask=masks[1]
+    )
+    image = palette.image(texture=options.texture, feather=options.feather)
+    save_picture(image, options.output, alpha, overwrite=options.overwrite)
     print(options.output)
     return 0
 
@@ -253,6 +272,15 @@ def _check_outputs(options: argparse.Namespace, settings: Settings) -> None:
         raise SpliceError(f"{twice[0]} is named for two outputs: give each a name of its own")
 
 
+def _masks(options: argparse.Namespace) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of the structure and of the appearance picture."""
+    structure, appearance = (
+        None if path is None else check_mask(load_mask(path), f"mask {path}")
+        for path in (options.structure_mask, options.appearance_mask)
+    )
+    return structure, appearance
+
+
 def _backbone(options: argparse.Namespace) -> Backbone:
     device = pick_device(options.device)
     return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device))
@@ -271,6 +299,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
+
+
+def _distance(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("must be at least 0")
     return value
 
 
@@ -305,6 +340,8 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("appearance", type=Path, help="picture whose look is given")
     _add_output(parser)
     parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")
+    parser.add_argument("--structure-mask", type=Path, metavar="FILE", help="white where the picture may change")
+    parser.add_argument("--appearance-mask", type=Path, metavar="FILE", help="white where the appearance is taken from")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -373,6 +410,13 @@ def _parser() -> argparse.ArgumentParser:
         default=TEXTURE,
         metavar="X",
         help="share of the appearance's texture, 0 to 1 (default: %(default)s)",
+    )
+    instant.add_argument(
+        "--feather",
+        type=_distance,
+        default=FEATHER,
+        metavar="X",
+        help="pixels over which the change fades out beyond the structure mask (default: %(default)s)",
     )
 
     apply = commands.add_parser("apply", help="apply a saved generator to a picture")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone, Request
-from .images import resize, sides
+from .images import check_mask, resize, sides
+from .masks import covered_patches
 
 SHORT_PATCHES = 32
 """Patches along the short side."""
@@ -30,12 +31,14 @@ class Correspondence:
         target: `[M, D]`, likewise of the target's.
         source_grid: (h, w) of the source in patches; N = h·w.
         target_grid: Likewise of the target.
+        matchable: `[M]` booleans, the target's patches that may be matched; None is all of them.
     """
 
     source: Tensor
     target: Tensor
     source_grid: tuple[int, int]
     target_grid: tuple[int, int]
+    matchable: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
@@ -46,8 +49,10 @@ class Correspondence:
         backbone: Backbone,
         short_patches: int = SHORT_PATCHES,
         requests: Sequence[Request] = MATCHED,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
     ) -> "Correspondence":
-        """Matches two pictures.
+        """Matches two pictures, or what masks cover of them.
 
         Args:
             source: `[1, 3, H, W]` in 0..1.
@@ -55,11 +60,26 @@ class Correspondence:
             backbone: The ViT that sees them.
             short_patches: Patches along each picture's short side; along the long side there are at most twice as many.
             requests: The facets whose cosine similarities are averaged.
+            source_mask: `[1, 1, H, W]` in 0..1, of any size: the object whose matches count. Patches outside it get
+                a match all the same.
+            target_mask: Likewise: patches that it does not cover are never matched. With both masks, object is matched
+                with object: descriptors are differences from the mean of the patches that their own mask covers, and
+                else from the mean of the whole picture.
+
+        Raises:
+            SpliceError: A mask that cannot be worked with.
         """
-        (a, a_grid), (b, b_grid) = (
-            _describe(picture, backbone, short_patches, requests) for picture in (source, target)
+        a_size, b_size = (_working_size(picture, backbone, short_patches) for picture in (source, target))
+        a_covered = _covered(source_mask, "source mask", a_size, backbone)
+        b_covered = _covered(target_mask, "target mask", b_size, backbone)
+        both = a_covered is not None and b_covered is not None
+        return cls(
+            _describe(source, backbone, a_size, requests, a_covered if both else None),
+            _describe(target, backbone, b_size, requests, b_covered if both else None),
+            (a_size[0] // backbone.patch, a_size[1] // backbone.patch),
+            (b_size[0] // backbone.patch, b_size[1] // backbone.patch),
+            b_covered,
         )
-        return cls(a, b, a_grid, b_grid)
 
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """Carries values from the target's patches to the source's, each source patch taking a mean over its matches.
@@ -73,7 +93,7 @@ class Correspondence:
         """
         flat = values.flatten(2)[0].T
         rows = self.source.split(max(1, CHUNK_ENTRIES // len(self.target)))
-        warped = [(part @ self.target.T / temperature).softmax(dim=-1) @ flat for part in rows]
+        warped = [self._allowed(part @ self.target.T / temperature).softmax(dim=-1) @ flat for part in rows]
         return torch.cat(warped).T.reshape(1, -1, *self.source_grid)
 
     def matches(self, radius: int = 0) -> Tensor:
@@ -93,9 +113,13 @@ class Correspondence:
             similarity = self.source[first * width : last * width] @ self.target.T
             volume = similarity.view(last - first, width, *self.target_grid)
             volume = _diagonal_mean(_diagonal_mean(volume, 0, radius), 1, radius)
-            best.append(volume[top - first : bottom - first].flatten(2).argmax(dim=-1))
+            best.append(self._allowed(volume[top - first : bottom - first].flatten(2)).argmax(dim=-1))
         index = torch.cat(best)
         return torch.stack([index // self.target_grid[1], index % self.target_grid[1]])
+
+    def _allowed(self, similarity: Tensor) -> Tensor:
+        """`[..., M]` with minus infinity for the patches that may not be matched."""
+        return similarity if self.matchable is None else similarity.masked_fill(~self.matchable, -torch.inf)
 
     def _bands(self, radius: int) -> Iterator[tuple[int, int]]:
         height, width = self.source_grid
@@ -104,25 +128,32 @@ class Correspondence:
             yield top, min(top + rows, height)
 
 
+def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tuple[int, int]:
+    short = short_patches * backbone.patch
+    return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
+
+
+def _covered(mask: Tensor | None, name: str, size: tuple[int, int], backbone: Backbone) -> Tensor | None:
+    return None if mask is None else covered_patches(check_mask(mask, name).to(backbone.device), size, backbone.patch)
+
+
 def _describe(
-    picture: Tensor, backbone: Backbone, short_patches: int, requests: Sequence[Request]
-) -> tuple[Tensor, tuple[int, int]]:
-    """Descriptors `[N, D]` whose dot product is the mean cosine over the requests, and the grid.
+    picture: Tensor, backbone: Backbone, size: tuple[int, int], requests: Sequence[Request], centre: Tensor | None
+) -> Tensor:
+    """Descriptors `[N, D]` whose dot product is the mean cosine over the requests, centred on some of the patches.
 
     The picture and its mirror image are described together: position leaves less of a trace, and the descriptors of a
     mirrored picture are the mirrored descriptors.
     """
-    short = short_patches * backbone.patch
-    height, width = backbone.grid_size(*sides(picture), short=short, longest=2 * short)
-    grid = height // backbone.patch, width // backbone.patch
-    picture = resize(picture.to(backbone.device), (height, width))
+    picture = resize(picture.to(backbone.device), size)
     answer = backbone(torch.cat([picture, picture.flip(-1)]), requests)
     parts = []
     for request in requests:
-        tokens = answer[request][:, backbone.prefix :].unflatten(1, grid)
+        tokens = answer[request][:, backbone.prefix :].unflatten(1, (size[0] // backbone.patch, -1))
         tokens = (tokens[0] + tokens[1].flip(1)).flatten(0, 1)
-        parts.append(F.normalize(tokens - tokens.mean(dim=0), dim=-1))
-    return torch.cat(parts, dim=-1) / len(requests) ** 0.5, grid
+        mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
+        parts.append(F.normalize(tokens - mean, dim=-1))
+    return torch.cat(parts, dim=-1) / len(requests) ** 0.5
 
 
 def _diagonal_mean(volume: Tensor, axis: int, radius: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Pictures in and out, and their sizes.
 
-An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB.
+An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB; a mask is `[1, 1, H, W]`, with 1 selected.
 """
 
 import warnings
@@ -20,6 +20,9 @@ MIN_SIDE = 64
 
 MAX_ASPECT = 8
 """Long side over short side: beyond it one side has too few patches for the ViT to see anything."""
+
+LEAST_MASK = 0.01
+"""A mask that is nowhere above it selects nothing: the change would hardly be seen."""
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 WRITABLE = (".png", *JPEG, ".webp", ".tif", ".tiff", ".bmp")
@@ -54,6 +57,22 @@ def load_alpha(path: str | Path) -> Tensor | None:
     """The transparency of a picture file, `[1, 1, H, W]` in 0..1 with 1 opaque, or None where it has none."""
     image = _open(path)
     return _to_tensor(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
+
+
+def load_mask(path: str | Path) -> Tensor:
+    """A mask file as an engine mask: its transparency where it has some (opaque is selected), else its brightness.
+
+    Args:
+        path: Any format Pillow reads. White is selected, black is not, and of colours the brightest channel counts.
+
+    Returns:
+        `[1, 1, H, W]`, float32, 0..1.
+
+    Raises:
+        SpliceError: The file is missing, broken or not a picture.
+    """
+    alpha = load_alpha(path)
+    return alpha if alpha is not None and alpha.min() < 1 else load_picture(path).amax(dim=1, keepdim=True)
 
 
 def save_picture(picture: Tensor, path: str | Path, alpha: Tensor | None = None, overwrite: bool = False) -> None:
@@ -120,6 +139,31 @@ def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
     if low < -0.5 or high > 1.5:
         raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; pictures are in 0..1: divide by 255?")
     return picture.clamp(0, 1)
+
+
+def check_mask(mask: Tensor, what: str = "mask") -> Tensor:
+    """Passes a mask that selects something, as `[1, 1, H, W]` float32.
+
+    Args:
+        mask: `[1, 1, H, W]` or `[1, H, W]`, 0..1 with 1 selected, of any size.
+        what: How to call it in an error message.
+
+    Raises:
+        SpliceError: Wrong shape, values that are not finite or far outside 0..1, or a mask that selects nothing.
+    """
+    if mask.ndim == 3:
+        mask = mask[None]
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or not mask.numel():
+        raise SpliceError(f"the {what} must be one mask [1, 1, H, W], not {list(mask.shape)}")
+    mask = mask.detach().float()
+    low, high = mask.aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise SpliceError(f"the {what} has values that are not numbers (NaN or infinite): mend the step that made it")
+    if low < -0.5 or high > 1.5:
+        raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; masks are in 0..1: divide by 255?")
+    if high < LEAST_MASK:
+        raise SpliceError(f"the {what} selects nothing: make what it shall select white (1) and the rest black (0)")
+    return mask.clamp(0, 1)
 
 
 def sides(picture: Tensor) -> tuple[int, int]:

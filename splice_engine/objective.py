@@ -3,6 +3,8 @@
 Streams of pictures take part in a step. With G the generator, a a view of the structure picture and b one of the
 appearance picture: "output" is G(a), "reconstruction" is G(b), "structure" is a, "appearance" is b, and "palette" is
 the same view as a of the painted picture.
+
+A mask of the view a limits what the terms see of the streams that show it, one of b likewise.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +19,22 @@ from torch import Tensor
 from .backbone import Backbone, Request
 from .features import cosine_similarity_matrix
 from .images import resize, sides
+from .masks import covered_patches
 
 VIT_SIZE = 224
 """Short side in pixels at which the ViT sees a picture (paper, section 4)."""
 
 VIT_LONGEST = 480
 """Most pixels of its long side."""
+
+VIEWS = {
+    "output": "structure",
+    "structure": "structure",
+    "palette": "structure",
+    "reconstruction": "appearance",
+    "appearance": "appearance",
+}
+"""Whose view each stream shows, and so whose mask it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +96,8 @@ class PictureTerm(Term):
     """A loss between the pixels of two pictures of one size."""
 
     @abstractmethod
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss, a scalar, between two pictures `[B, 3, H, W]`."""
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The unweighted loss, a scalar, between two pictures `[B, 3, H, W]`, weighted by a mask `[1, 1, H, W]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +162,12 @@ class Colour(PictureTerm):
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "palette"
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(F.avg_pool2d(output, self.cell), F.avg_pool2d(target, self.cell))
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return F.mse_loss(F.avg_pool2d(output, self.cell), F.avg_pool2d(target, self.cell))
+        share = F.avg_pool2d(mask, self.cell, ceil_mode=True)  # the mask may lie in the last, incomplete cells
+        difference = F.avg_pool2d((output - target) * mask, self.cell, ceil_mode=True) / share.clamp_min(1e-6)
+        return _mean(difference.square(), share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +178,8 @@ class Reconstruction(PictureTerm):
     output: ClassVar[str] = "reconstruction"
     target: ClassVar[str] = "appearance"
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(output, target)
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _mean((output - target).abs(), mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +190,8 @@ class Painting(PictureTerm):
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "palette"
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(output, target)
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _mean((output - target).abs(), mask)
 
 
 class Objective:
@@ -204,29 +220,38 @@ class Objective:
             if isinstance(term, FeatureTerm):
                 self._judge(term).resolve(term.layer)
 
-    def losses(self, pictures: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def losses(
+        self,
+        pictures: Mapping[str, Tensor],
+        names: Sequence[str] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Unweighted losses of the terms whose streams are all given.
 
         Args:
             pictures: Streams by name, each `[B, 3, H, W]` in 0..1.
             names: Only these terms.
+            masks: `[1, 1, H, W]` in 0..1 by the view that they belong to, "structure" or "appearance". The ViT sees
+                only the patches that a mask covers at least half; terms between pixels weigh them by it.
         """
+        masks = masks or {}
         terms = {
             name: term
             for name, term in self.terms.items()
             if term.output in pictures and term.target in pictures and (names is None or name in names)
         }
         felt = {name: term for name, term in terms.items() if isinstance(term, FeatureTerm)}
-        outputs = self._read(pictures, [(term.output, term) for term in felt.values()])
+        outputs = self._read(pictures, [(term.output, term) for term in felt.values()], masks)
         with torch.no_grad():
-            targets = self._read(pictures, [(term.target, term) for term in felt.values()])
+            targets = self._read(pictures, [(term.target, term) for term in felt.values()], masks)
         losses = {}
         for name, term in terms.items():
             if isinstance(term, FeatureTerm):
                 seen, aim = outputs[term.output, term], targets[term.target, term]
                 losses[name] = term.distance(seen, aim, self._judge(term))
             elif isinstance(term, PictureTerm):
-                losses[name] = term.loss(pictures[term.output], pictures[term.target])
+                mask = masks.get(VIEWS[term.output])
+                losses[name] = term.loss(pictures[term.output], pictures[term.target], mask)
         return losses
 
     def total(self, losses: Mapping[str, Tensor], fade: Mapping[str, float] | None = None) -> Tensor:
@@ -240,22 +265,29 @@ class Objective:
         return term.backbone or self.backbone
 
     def _read(
-        self, pictures: Mapping[str, Tensor], wanted: list[tuple[str, FeatureTerm]]
+        self, pictures: Mapping[str, Tensor], wanted: list[tuple[str, FeatureTerm]], masks: Mapping[str, Tensor]
     ) -> dict[tuple[str, FeatureTerm], Tensor]:
-        """What each term sees in its stream. Streams that reach one ViT at one size share a pass."""
-        passes: dict[tuple[Backbone, tuple[int, int]], dict[str, set[Request]]] = {}
+        """What each term sees in its stream. Streams that reach one ViT at one size with one mask share a pass."""
+        passes: dict[tuple[Backbone, tuple[int, int], str | None], dict[str, set[Request]]] = {}
         for stream, term in wanted:
             judge = self._judge(term)
-            key = (judge, _grid_size(judge, pictures[stream], self.size, self.longest))
+            size = _grid_size(judge, pictures[stream], self.size, self.longest)
+            key = (judge, size, VIEWS[stream] if VIEWS[stream] in masks else None)
             passes.setdefault(key, {}).setdefault(stream, set()).add(term.request)
         seen: dict[tuple[str, Backbone, Request], Tensor] = {}
-        for (judge, grid), streams in passes.items():
-            parts = [resize(pictures[stream], grid) for stream in streams]
-            answer = judge(torch.cat(parts), set().union(*streams.values()))
+        for (judge, size, view), streams in passes.items():
+            parts = [resize(pictures[stream], size) for stream in streams]
+            tokens = None if view is None else covered_patches(masks[view], size, judge.patch)
+            answer = judge(torch.cat(parts), set().union(*streams.values()), tokens)
             for request, tensor in answer.items():
                 split = tensor.split([len(part) for part in parts])
                 seen.update({(stream, judge, request): piece for stream, piece in zip(streams, split, strict=True)})
         return {(stream, term): seen[stream, self._judge(term), term.request] for stream, term in wanted}
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of `[B, C, H, W]`, weighted by `[1, 1, H, W]` where that is given."""
+    return values.mean() if weights is None else (values * weights).sum() / weights.expand_as(values).sum()
 
 
 def _grid_size(

@@ -1,6 +1,7 @@
 """The instant transfer: B's colours and texture on A's detail by semantic correspondence, without any training."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .correspondence import SHORT_PATCHES, Correspondence
-from .images import check_picture, resize, short_side_size, sides
+from .images import check_mask, check_picture, resize, short_side_size, sides
+from .masks import FEATHER, composite
 from .synthesis import synthesise
 
 COHERENCE = 2
@@ -25,6 +27,9 @@ SYNTHESIS_SCALE = 2
 
 RELIEF = 0.05
 """Weight beside the descriptors of the locally normalised grey, which guides that painting too."""
+
+OUTSIDE_COST = 4.0
+"""Of a match outside the mask: as much as between descriptors that are opposites."""
 
 FIELD_DIMENSIONS = 24
 """Principal components of the descriptors that decide between matches at that finer scale."""
@@ -55,6 +60,7 @@ class Palette:
         own_gain: `[1, 1, h, w]` and
         own_offset: `[1, 1, h, w]`: A's own grey seen through the same filter; what exceeds it is A's detail.
         texture: `[1, 3, h, w]`, what of B's look those colours do not hold.
+        mask: `[1, 1, H', W']` in 0..1, where A is to change; None is everywhere.
     """
 
     structure: Tensor
@@ -63,11 +69,18 @@ class Palette:
     own_gain: Tensor
     own_offset: Tensor
     texture: Tensor
+    mask: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
     def between(
-        cls, structure: Tensor, appearance: Tensor, backbone: Backbone, short_patches: int = SHORT_PATCHES
+        cls,
+        structure: Tensor,
+        appearance: Tensor,
+        backbone: Backbone,
+        short_patches: int = SHORT_PATCHES,
+        structure_mask: Tensor | None = None,
+        appearance_mask: Tensor | None = None,
     ) -> "Palette":
         """Matches the pictures and gathers B's look for every place of A.
 
@@ -76,41 +89,68 @@ class Palette:
             appearance: B, likewise, of any size.
             backbone: The ViT that finds the matches.
             short_patches: Fineness of the matching: patches along the short side.
+            structure_mask: `[1, 1, H, W]` in 0..1, of any size: where A is to change.
+            appearance_mask: Likewise: the part of B whose look is taken.
 
         Raises:
-            SpliceError: A picture that cannot be worked with.
+            SpliceError: A picture or a mask that cannot be worked with.
         """
         structure = check_picture(structure, "structure picture").to(backbone.device)
         appearance = check_picture(appearance, "appearance picture").to(backbone.device)
-        match = Correspondence.between(structure, appearance, backbone, short_patches)
+        if structure_mask is not None:
+            structure_mask = check_mask(structure_mask, "structure mask").to(backbone.device)
+        if appearance_mask is not None:
+            appearance_mask = check_mask(appearance_mask, "appearance mask").to(backbone.device)
+        match = Correspondence.between(
+            structure, appearance, backbone, short_patches, source_mask=structure_mask, target_mask=appearance_mask
+        )
         a, b = (
             resize(picture, (grid[0] * PATCH_PIXELS, grid[1] * PATCH_PIXELS))
             for picture, grid in ((structure, match.source_grid), (appearance, match.target_grid))
         )
-        painted = resize(_paint(match, a, b), sides(a))
+        region = None if appearance_mask is None else resize(appearance_mask, sides(b))
+        painted = resize(_paint(match, a, b, region), sides(a))
         grey = _grey(a)
         gain, offset = _guided(grey, painted, RADIUS, SHARPNESS)
         own_gain, own_offset = _guided(grey, grey, RADIUS, DETAIL_SHARPNESS)
-        return cls(structure, gain, offset, own_gain, own_offset, painted - gain * grey - offset)
+        return cls(structure, gain, offset, own_gain, own_offset, painted - gain * grey - offset, structure_mask)
 
     @torch.no_grad()
-    def image(self, size: int | None = None, texture: float = TEXTURE) -> Tensor:
-        """The painted picture.
+    def image(self, size: int | None = None, texture: float = TEXTURE, feather: float = FEATHER) -> Tensor:
+        """The picture, painted where the mask allows it.
 
         Args:
             size: Short side in pixels; None is A's full size.
             texture: Share of B's texture that is laid on, from 0 for colours alone to 1.
+            feather: Pixels of A's full size over which the change fades out beyond the mask. Past them the picture is
+                exactly A.
 
         Returns:
             `[1, 3, H, W]` in 0..1.
         """
-        picture = self.structure
-        if size is not None:
-            picture = resize(picture, short_side_size(*sides(picture), size))
+        picture = self._at(size)
+        painted = self.painted(size, texture)
+        if self.mask is None:
+            return painted
+        return composite(picture, painted, self.mask, feather * min(sides(picture)) / min(sides(self.structure)))
+
+    @torch.no_grad()
+    def painted(self, size: int | None = None, texture: float = TEXTURE) -> Tensor:
+        """The picture painted everywhere, also where the mask does not allow it; arguments as for `image`."""
+        picture = self._at(size)
         grey, at = _grey(picture), sides(picture)
         detail = grey - resize(self.own_gain, at) * grey - resize(self.own_offset, at)
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
-        return (colours + detail + texture * resize(self.texture, at)).clamp(0, 1)
+        return (colours + detail + self.texture_layer(size, texture)).clamp(0, 1)
+
+    def texture_layer(self, size: int | None = None, texture: float = TEXTURE) -> Tensor:
+        """What `painted` adds to B's colours: `[1, 3, H, W]` about 0; arguments as for `image`."""
+        return texture * resize(self.texture, sides(self._at(size)))
+
+    def _at(self, size: int | None) -> Tensor:
+        """A with a short side of so many pixels, or at its full size."""
+        at = sides(self.structure)
+        return resize(self.structure, at if size is None else short_side_size(*at, size))
 
 
 def _grey(picture: Tensor) -> Tensor:
@@ -129,29 +169,26 @@ def _guided(guide: Tensor, picture: Tensor, radius: int, sharpness: float) -> tu
     Both are smooth enough to be enlarged and applied to a larger guide (He and Sun, "Fast Guided Filter", 2015).
     """
 
-    def mean(x: Tensor) -> Tensor:
-        return _box_mean(x, radius)
-
+    mean = partial(_box_mean, radius=radius)
     guide_mean, picture_mean = mean(guide), mean(picture)
     gain = (mean(guide * picture) - guide_mean * picture_mean) / (mean(guide**2) - guide_mean**2 + sharpness)
     return mean(gain), mean(picture_mean - gain * guide_mean)
 
 
-def _paint(match: Correspondence, a: Tensor, b: Tensor) -> Tensor:
-    """A in B's pixels, at 1 / `SYNTHESIS_SCALE` of the size of `a` and `b`."""
+def _paint(match: Correspondence, a: Tensor, b: Tensor, region: Tensor | None) -> Tensor:
+    """A in the pixels of a region of B, at 1 / `SYNTHESIS_SCALE` of the size of `a` and `b`."""
     basis = _principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
-    fine_a = _fine_descriptors(match.source @ basis, match.source_grid, a)
-    fine_b = _fine_descriptors(match.target @ basis, match.target_grid, b)
-    small_a, small_b = (
-        resize(picture, (picture.shape[-2] // SYNTHESIS_SCALE, picture.shape[-1] // SYNTHESIS_SCALE))
-        for picture in (a, b)
-    )
-    guide, look_guide = (
-        torch.cat([resize(fine, sides(small)), RELIEF * _relief(small)], dim=1)
-        for fine, small in ((fine_a, small_a), (fine_b, small_b))
-    )
-    offsets = _refined_offsets(match, fine_a, fine_b)
-    return synthesise(small_b, guide, look_guide, offsets * (FIELD_SCALE // SYNTHESIS_SCALE))
+    guides: list[Tensor] = []
+    for picture, descriptors, grid in ((a, match.source, match.source_grid), (b, match.target, match.target_grid)):
+        fine = _fine_descriptors(descriptors @ basis, grid, picture)
+        small = resize(picture, (picture.shape[-2] // SYNTHESIS_SCALE, picture.shape[-1] // SYNTHESIS_SCALE))
+        guides.append(torch.cat([resize(fine, sides(small)), RELIEF * _relief(small)], dim=1))
+    guide, look_guide = guides
+    look = resize(b if region is None else _spread(b, region), sides(look_guide))
+    cost = None if region is None else OUTSIDE_COST * (1 - resize(region, sides(look)))
+    patches = (torch.arange(n, device=a.device) for n in match.source_grid)
+    steps = match.matches(COHERENCE) - torch.stack(torch.meshgrid(*patches, indexing="ij"))
+    return synthesise(look, guide, look_guide, steps * (PATCH_PIXELS // SYNTHESIS_SCALE), cost)
 
 
 def _relief(picture: Tensor) -> Tensor:
@@ -160,37 +197,6 @@ def _relief(picture: Tensor) -> Tensor:
     mean = _box_mean(grey, RELIEF_RADIUS)
     spread = (_box_mean((grey - mean) ** 2, RELIEF_RADIUS)).sqrt()
     return ((grey - mean) / (spread + 0.03)).clamp(-2, 2)
-
-
-def _refined_offsets(match: Correspondence, fine_a: Tensor, fine_b: Tensor) -> Tensor:
-    """Where in B each place of A finds its look: `[2, h, w]` steps (rows, columns) in cells of `FIELD_SCALE` pixels.
-
-    Patches are coarse, so each cell chooses among the matches of its patch and of the eight around it, by descriptors
-    that are brought to the cells along the pictures' own edges.
-    """
-    (height, width), (b_height, b_width) = sides(fine_a), sides(fine_b)
-    rows = torch.arange(height, device=fine_a.device).view(-1, 1)
-    columns = torch.arange(width, device=fine_a.device).view(1, -1)
-
-    target = match.matches(COHERENCE).float()
-    here = torch.stack(
-        torch.meshgrid(*(torch.arange(n, device=fine_a.device) for n in match.source_grid), indexing="ij")
-    )
-    step = (target - here) * (height / match.source_grid[0])
-    patch_row = (rows * match.source_grid[0] // height).flatten()
-    patch_column = (columns * match.source_grid[1] // width).flatten()
-    costs, offsets = [], []
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            near = step[:, (patch_row + down).clamp(0, match.source_grid[0] - 1)]
-            near = near[:, :, (patch_column + right).clamp(0, match.source_grid[1] - 1)]
-            row = (rows + near[0]).round().clamp(0, b_height - 1).long()
-            column = (columns + near[1]).round().clamp(0, b_width - 1).long()
-            costs.append((fine_a[0] - fine_b[0][:, row, column]).square().sum(dim=0))
-            offsets.append(torch.stack([row - rows, column - columns]))
-    cost = F.avg_pool2d(F.pad(torch.stack(costs)[None], [2] * 4, mode="replicate"), 5, 1)[0]
-    choice = cost.argmin(dim=0)
-    return torch.stack(offsets).gather(0, choice.expand(1, 2, -1, -1))[0]
 
 
 def _principal_directions(x: Tensor, count: int) -> Tensor:
@@ -212,3 +218,18 @@ def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tenso
     grey = _grey(picture)
     gain, offset = _guided(grey, wide, 6, 2e-4)
     return gain * grey + offset
+
+
+def _spread(picture: Tensor, weight: Tensor) -> Tensor:
+    """The picture where its weight is 1; where it is less, the colours of the nearest places that have some.
+
+    A pyramid of weighted means, read from its coarse end (pull-push: Gortler et al., "The Lumigraph", 1996).
+    """
+    height, width = sides(weight)
+    if height == width == 1:
+        return picture
+    half = (height + 1) // 2, (width + 1) // 2
+    share = F.adaptive_avg_pool2d(weight, half)
+    coarse = F.adaptive_avg_pool2d(picture * weight, half) / share.clamp_min(1e-12)
+    wide = resize(_spread(coarse, (4 * share).clamp(max=1)), (height, width))
+    return torch.lerp(wide, picture, weight)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import SpliceError
+from .masks import FEATHER
 
 
 def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -39,6 +40,9 @@ class Settings:
     painting_weight: float = _setting(
         0.0, "weight of the painting term (every pixel against the instant picture)", low=0
     )
+    texture: float = _setting(
+        0.0, "share of the instant picture's texture that is laid over the generator's output", low=0, high=1
+    )
     reconstruction_weight: float = _setting(
         0.0, "weight of the reconstruction term (the generator's B against B)", low=0
     )
@@ -53,6 +57,9 @@ class Settings:
     vit_longest: int = _setting(480, "most pixels of the long side at which the ViT looks", low=32)
     ema: float = _setting(
         0.0, "decay of a running average of the generator, which then makes the picture; 0 is off", low=0, high=1
+    )
+    feather: float = _setting(
+        FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
     )
     compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
 
@@ -72,26 +79,31 @@ class Settings:
                 raise SpliceError(f"{item.name} must be {limits}, not {value}")
 
 
+_DRAFT = Settings(
+    steps=40,
+    size=256,
+    warm_steps=80,
+    learning_rate=1e-3,
+    appearance_weight=1.0,
+    colour_weight=150.0,
+    reconstruction_weight=10.0,
+    texture=0.8,
+    whole=0.5,
+    whole_every=0,
+)
+
 PRESETS: dict[str, Settings] = {
-    "draft": Settings(
-        steps=60,
-        size=256,
-        warm_steps=120,
-        learning_rate=1e-3,
-        appearance_weight=1.0,
-        colour_weight=150.0,
-        reconstruction_weight=10.0,
-        whole=0.5,
-        whole_every=0,
-    ),
+    "draft": _DRAFT,
+    "standard": replace(_DRAFT, steps=200),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the instant picture and then a little of the recipe. Its colour term outweighs the [CLS] token, which
-in so few steps leaves casts, and every other view is the whole picture, which the generator has to serve in the end.
-`paper` is the paper's text, `paper-10k` the configuration that the authors published."""
+"""`draft` learns the instant picture's colours and then a little of the recipe, under the instant picture's texture;
+`standard` takes more of the recipe. Their colour term outweighs the [CLS] token, which in so few steps leaves casts,
+and every other view is the whole picture, which the generator has to serve in the end. `paper` is the paper's text,
+`paper-10k` the configuration that the authors published."""
 
-DEFAULT_PRESET = "draft"
+DEFAULT_PRESET = "standard"
 
 
 def preset(name: str, **changes: Any) -> Settings:

@@ -31,7 +31,7 @@ LEVELS = ((2, 4), (1, 2))
 
 
 @torch.no_grad()
-def synthesise(look: Tensor, guide: Tensor, look_guide: Tensor, start: Tensor) -> Tensor:
+def synthesise(look: Tensor, guide: Tensor, look_guide: Tensor, start: Tensor, cost: Tensor | None = None) -> Tensor:
     """A picture of the guide's shape made of the look's pixels.
 
     Args:
@@ -40,14 +40,16 @@ def synthesise(look: Tensor, guide: Tensor, look_guide: Tensor, start: Tensor) -
             add to the mean squared differences of the colours.
         look_guide: `[1, C, H', W']`, likewise of the look.
         start: `[2, h, w]`, for a grid of places the steps (rows, columns) in pixels to the first patches tried.
+        cost: `[1, 1, H', W']`, further cost of each place of the look.
 
     Returns:
         `[1, 3, H, W]` in 0..1.
     """
     chance = torch.Generator().manual_seed(0)
     steps = start.float()
+    cost = torch.zeros_like(look[:, :1]) if cost is None else cost
     for reduction, rounds in LEVELS:
-        canvas = _Canvas(*(_reduced(x, reduction) for x in (look, guide, look_guide)))
+        canvas = _Canvas(*(_reduced(x, reduction) for x in (look, guide, look_guide, cost)))
         wide = F.interpolate(steps[None], sides(canvas.guide), mode="nearest")[0]
         places = canvas.inside(canvas.here + (wide / reduction).round().long())
         for _ in range(rounds):
@@ -62,8 +64,8 @@ class _Canvas:
     A field of places `[2, h, w]` holds for each pixel of the picture the row and column of its patch in the look.
     """
 
-    def __init__(self, look: Tensor, guide: Tensor, look_guide: Tensor) -> None:
-        self.guide = guide
+    def __init__(self, look: Tensor, guide: Tensor, look_guide: Tensor, cost: Tensor) -> None:
+        self.guide, self.cost = guide, cost.flatten()
         height, width = sides(guide)
         self.look_size = sides(look)
         self.pixels = look[0].flatten(1).T
@@ -123,13 +125,13 @@ class _Canvas:
         return ((wanted - self.patches[index]).square().sum(dim=1) + price[index]).view(sides(places))
 
     def _price(self, places: Tensor) -> Tensor:
-        """Cost `[N]` of each place of the look by how much it is used, averaged with what it was before."""
+        """Cost `[N]` of each place of the look: its own, and that of its use, averaged with the use before."""
         index = self._index(places)
         count = torch.bincount(index, minlength=len(self.pixels)).view(1, 1, *self.look_size).float()
         count = F.avg_pool2d(F.pad(count, [USAGE_AREA // 2] * 4, mode="replicate"), USAGE_AREA, 1)
         usage = count.flatten() * (len(self.pixels) / len(index))
         self.usage = usage if self.usage is None else (self.usage + usage) / 2
-        return USAGE_COST * self.usage
+        return USAGE_COST * self.usage + self.cost
 
 
 def _patches(picture: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from .backbone import Backbone
 from .errors import SpliceError
 from .gemm import fast_fp32
 from .generator import Generator
-from .images import check_picture, resize, short_side_size, sides
+from .images import check_mask, check_picture, resize, short_side_size, sides
+from .masks import composite
 from .objective import Appearance, Colour, Identity, Objective, Painting, Reconstruction, Structure, Term
 from .palette import Palette
 from .rendering import render
@@ -54,9 +56,12 @@ class Transfer:
         backbone: The frozen ViT that judges; the run takes place on its device.
         settings: The recipe.
         objective: Replaces the recipe's own terms.
+        structure_mask: `[1, 1, H, W]` in 0..1, of any size: where the picture may change. Of A, the terms see only what
+            it covers.
+        appearance_mask: Likewise: the part of B that is the appearance.
 
     Raises:
-        SpliceError: A picture that cannot be worked with.
+        SpliceError: A picture or a mask that cannot be worked with.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class Transfer:
         backbone: Backbone,
         settings: Settings = PRESETS[DEFAULT_PRESET],
         objective: Objective | None = None,
+        structure_mask: Tensor | None = None,
+        appearance_mask: Tensor | None = None,
     ) -> None:
         self.settings = settings
         self.device = backbone.device
@@ -73,6 +80,12 @@ class Transfer:
         appearance = check_picture(appearance, "appearance picture")
         self.structure = self._at_training_size(self.picture)
         self.appearance = self._at_training_size(appearance)
+        self.mask = None if structure_mask is None else check_mask(structure_mask, "structure mask").to(self.device)
+        self.structure_mask = None if self.mask is None else resize(self.mask, sides(self.structure))
+        self.appearance_mask: Tensor | None = None
+        if appearance_mask is not None:
+            appearance_mask = check_mask(appearance_mask, "appearance mask").to(self.device)
+            self.appearance_mask = resize(appearance_mask, sides(self.appearance))
         terms: tuple[Term, ...] = (
             Appearance(weight=settings.appearance_weight, layer=settings.layer),
             Structure(weight=settings.structure_weight, layer=settings.layer),
@@ -87,9 +100,20 @@ class Transfer:
         if not self.objective.terms:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
         self.palette: Tensor | None = None
-        if settings.warm_steps or any(term.target == "palette" for term in self.objective.terms.values()):
-            palette = Palette.between(self.picture, appearance, backbone)
-            self.palette = resize(palette.image(min(sides(self.structure))), sides(self.structure))
+        self.texture: Tensor | None = None
+        if (
+            settings.warm_steps
+            or settings.texture
+            or any(term.target == "palette" for term in self.objective.terms.values())
+        ):
+            palette = Palette.between(
+                self.picture, appearance, backbone, structure_mask=structure_mask, appearance_mask=appearance_mask
+            )
+            at = sides(self.structure)
+            self.palette = resize(palette.painted(min(at)), at)
+            if settings.texture:
+                self._texture_layer = partial(palette.texture_layer, texture=settings.texture)
+                self.texture = resize(self._texture_layer(min(at)), at)
         self._trained = Generator(seed=settings.seed).to(self.device)
         self._trained.metadata.update(size=settings.size, backbone=backbone.name)
         self.step = 0
@@ -130,7 +154,11 @@ class Transfer:
             yield Step(self.step - 1, total, losses)
 
     def image(self, size: int | None = None) -> Tensor:
-        """The picture so far: the generator applied to the whole structure picture.
+        """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
+
+        Where the recipe has a share of texture, that lies over the output.
+
+        Past the mask and its feather the picture is exactly the structure picture.
 
         Args:
             size: Short side in pixels; None renders at the structure picture's full size.
@@ -141,23 +169,27 @@ class Transfer:
         Raises:
             SpliceError: The run has diverged, so that there is no picture.
         """
-        picture = self.picture
+        picture = self.picture.to(self.device)
         if size is not None:
             picture = resize(picture, short_side_size(*sides(picture), size))
-        result = render(self.generator, picture.to(self.device), size=self.settings.size)
+        result = render(self.generator, picture, size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
-        return result
+        if self.texture is not None:
+            result = (result + self._texture_layer(size)).clamp_(0, 1)
+        if self.mask is None:
+            return result
+        scale = min(sides(picture)) / min(sides(self.picture))
+        return composite(picture, result, self.mask, self.settings.feather * scale)
 
     def _warm_up(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One step towards the instant picture; no ViT takes part."""
-        a, painted = self._view_of_structure(disturbed=False)
-        streams = {"output": self._forward(a), "palette": painted}
+        streams, masks = self._view_of_structure(disturbed=False)
         if self.step % 2:  # B serves as an anchor only: every second step is enough
-            b = self._views.crop(self.appearance)
+            b = self._view_of_appearance(masks)
             streams.update(reconstruction=self._forward(b), appearance=b)
         self._warm_optimizer.zero_grad(set_to_none=True)
-        total, losses = self._descend(self._warm_objective, streams)
+        total, losses = self._descend(self._warm_objective, streams, masks)
         self._warm_optimizer.step()
         self._warm_cycle.step()
         return total, losses
@@ -168,38 +200,67 @@ class Transfer:
         first = index == 0 and not settings.warm_steps and "appearance" in self.objective.terms
         names = ["appearance"] if first else None  # so the recipe begins
         fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
-        a, painted = self._view_of_structure(disturbed=True)
-        b = self._views.crop(self.appearance)
-        streams = {"output": self._forward(a), "structure": a, "appearance": b, "palette": painted}
+        streams, masks = self._view_of_structure(disturbed=True)
+        b = streams["appearance"] = self._view_of_appearance(masks)
         if not first:
             streams["reconstruction"] = self._forward(b)
         self._optimizer.zero_grad(set_to_none=True)
-        total, losses = self._descend(self.objective, streams, names, fade)
+        total, losses = self._descend(self.objective, streams, masks, names, fade)
         judged = any(t.output == "output" and t.target != "palette" for t in self.objective.terms.values())
         if judged and settings.whole_every and index % settings.whole_every == 0:
             # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
-            streams = {"output": self._forward(self.structure), "structure": self.structure, "appearance": b}
-            whole_total, whole = self._descend(self.objective, streams, names)
+            whole_output = self._output(self.structure, self.texture)
+            streams = {"output": whole_output, "structure": self.structure, "appearance": b}
+            if self.structure_mask is not None:
+                masks = {**masks, "structure": self.structure_mask}
+            whole_total, whole = self._descend(self.objective, streams, masks, names)
             total = total + whole_total
             losses.update({f"whole_{name}": loss for name, loss in whole.items()})
         self._optimizer.step()
         return total, losses
 
-    def _view_of_structure(self, disturbed: bool) -> tuple[Tensor, Tensor]:
-        """A view of the structure picture, and the same view of the instant picture (empty where there is none)."""
-        both = self.structure if self.palette is None else torch.cat([self.structure, self.palette], dim=1)
-        view = self._views.crop_or_whole(both)
-        return self._views.disturb(view[:, :3]) if disturbed else view[:, :3], view[:, 3:]
+    def _view_of_structure(self, disturbed: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A view of the structure picture, its output, and the same view of the instant picture; its mask by name."""
+        everything = {
+            "structure": self.structure,
+            "palette": self.palette,
+            "texture": self.texture,
+            "mask": self.structure_mask,
+        }
+        layers = {name: layer for name, layer in everything.items() if layer is not None}
+        whole = torch.cat(list(layers.values()), dim=1)
+        view = self._views.crop_or_whole(whole, self.structure_mask)
+        parts = view.split([layer.shape[1] for layer in layers.values()], dim=1)
+        streams = dict(zip(layers, parts, strict=True))
+        masks = {"structure": streams.pop("mask")} if "mask" in streams else {}
+        if disturbed:
+            streams["structure"] = self._views.disturb(streams["structure"])
+        streams["output"] = self._output(streams["structure"], streams.pop("texture", None))
+        return streams, masks
+
+    def _output(self, view: Tensor, texture: Tensor | None) -> Tensor:
+        """The generator's output for a view, under its share of texture."""
+        output = self._forward(view)
+        return output if texture is None else (output + texture).clamp(0, 1)
+
+    def _view_of_appearance(self, masks: dict[str, Tensor]) -> Tensor:
+        """A view of the appearance picture; the same view of its mask is added to the others."""
+        if self.appearance_mask is None:
+            return self._views.crop(self.appearance)
+        view = self._views.crop(torch.cat([self.appearance, self.appearance_mask], dim=1), self.appearance_mask)
+        masks["appearance"] = view[:, 3:]
+        return view[:, :3]
 
     @staticmethod
     def _descend(
         objective: Objective,
         streams: dict[str, Tensor],
+        masks: dict[str, Tensor],
         names: Sequence[str] | None = None,
         fade: dict[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds an objective's gradients to the generator's; returns its total and losses."""
-        losses = objective.losses(streams, names)
+        losses = objective.losses(streams, names, masks)
         total = objective.total(losses, fade)
         total.backward()
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}

@@ -7,6 +7,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
+from .masks import covered
 from .settings import Settings
 
 BRIGHTNESS = CONTRAST = 0.4
@@ -29,18 +30,29 @@ class Views:
         self.settings = settings
         self.generator = generator
 
-    def crop_or_whole(self, picture: Tensor) -> Tensor:
-        """A square crop or the whole picture, perhaps mirrored: `[1, C, H, W]` to `[1, C, h, w]`."""
+    def crop_or_whole(self, picture: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A square crop or the whole picture, perhaps mirrored: `[1, C, H, W]` to `[1, C, h, w]`; mask as in `crop`."""
         if self.settings.whole and self._chance(self.settings.whole):
             return picture.flip(-1) if self._chance(self.settings.flip) else picture
-        return self.crop(picture)
+        return self.crop(picture, mask)
 
-    def crop(self, picture: Tensor) -> Tensor:
-        """A square crop, perhaps mirrored: `[1, C, H, W]` to `[1, C, s, s]`."""
+    def crop(self, picture: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A square crop, perhaps mirrored: `[1, C, H, W]` to `[1, C, s, s]`.
+
+        Args:
+            picture: The picture, and whatever else of its size is to be seen in the same view, along the channels.
+            mask: `[1, 1, H, W]` in 0..1: the crop is moved to hold all that it covers, or as much as fits. Where it
+                would still miss it, the view is the whole picture.
+        """
         height, width = picture.shape[-2:]
         side = max(MIN_CROP, round(height * self._uniform(self.settings.crop, 1.0)))
         side = min(side, height, width)
         top, left = self._below(height - side + 1), self._below(width - side + 1)
+        if mask is not None:
+            seen = covered(mask)[0, 0]
+            top, left = _moved(top, side, seen.any(dim=1)), _moved(left, side, seen.any(dim=0))
+            if not seen[top : top + side, left : left + side].any():
+                top, left, side = 0, 0, max(height, width)
         view = picture[..., top : top + side, left : left + side]
         return view.flip(-1) if self._chance(self.settings.flip) else view
 
@@ -72,3 +84,11 @@ class Views:
 
     def _below(self, limit: int) -> int:
         return int(torch.randint(limit, (), generator=self.generator))
+
+
+def _moved(start: int, side: int, seen: Tensor) -> int:
+    """Where along one axis a crop starts that lies over what is seen, `[L]` booleans, as near to `start` as can be."""
+    places = seen.nonzero()
+    first, last = int(places[0]), int(places[-1])
+    low, high = sorted((first, last + 1 - side))
+    return min(max(start, low, 0), high, len(seen) - side)

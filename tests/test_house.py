@@ -17,6 +17,7 @@ ROOMS = (
     "gemm",
     "devices",
     "images",
+    "masks",
     "weights",
     "features",
     "attention",
