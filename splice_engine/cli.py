@@ -1,29 +1,41 @@
-"""The command line: `splice transfer`, `apply`, `measure`, `weights` and `demo`."""
+"""The command line: `splice transfer`, `instant`, `apply`, `measure`, `weights` and `demo`."""
 
 import argparse
 import dataclasses
 import json
-import math
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from . import weights
-from .backbone import Backbone
 from .catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE, lookup
+from .cli_vision import add_vision_commands
+from .console import (
+    INTERRUPTED,
+    Log,
+    add_backbone,
+    add_device,
+    add_dtype,
+    add_output,
+    add_pair,
+    add_settings,
+    count,
+    distance,
+    given,
+    load_backbone,
+    save_result,
+    share,
+    watched,
+)
 from .demo import load_pair
-from .devices import DTYPES, pick_device, pick_dtype
+from .devices import pick_device
 from .errors import SpliceError
 from .files import check_place, write_error
 from .generator import Generator
@@ -45,7 +57,7 @@ from .rendering import render
 from .settings import DEFAULT_PRESET, PRESETS, Settings, preset
 from .transfer import Transfer
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,30 +107,22 @@ def _train(
     masks: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> int:
     check_picture(structure, "structure picture"), check_picture(appearance, "appearance picture")
-    backbone = _backbone(options)
+    backbone = load_backbone(options)
     run = Transfer(structure, appearance, backbone, settings, structure_mask=masks[0], appearance_mask=masks[1])
     started = time.monotonic()
     with ExitStack() as stack:
-        log = stack.enter_context(closing(_Log(options.log))) if options.log else None
-        stop = stack.enter_context(_interruptible())
-        bar = stack.enter_context(tqdm(run, unit="step", disable=options.quiet, mininterval=0.5, dynamic_ncols=True))
-        shown = -math.inf
-        for step in bar:
+        log = stack.enter_context(closing(Log(options.log))) if options.log else None
+        for step in watched(run, options.quiet):
             if log:
                 log.write({"step": step.index, **step.floats(), "seconds": time.monotonic() - started})
-            if time.monotonic() - shown > 1:  # reading the losses waits for the device
-                bar.set_postfix({name: f"{value:.3g}" for name, value in step.floats().items()}, refresh=False)
-                shown = time.monotonic()
             if options.every and run.step % options.every == 0 and run.step < run.steps:
                 try:
                     save_picture(run.image(), _numbered(options.output, run.step), alpha, overwrite=True)
                 except SpliceError as error:  # the run itself is worth more than a glimpse of it
-                    bar.write(f"splice: {error}", file=sys.stderr)
+                    tqdm.write(f"splice: {error}", file=sys.stderr)
                     options.every = None
-            if stop.is_set:
-                break
     result = run.image()
-    path = _save_result(result, options.output, alpha)
+    path = save_result(result, options.output, alpha)
     if options.save_generator:
         run.generator.save(options.save_generator)
     if options.strip:
@@ -140,7 +144,7 @@ def _instant(options: argparse.Namespace) -> int:
     alpha = load_alpha(options.structure) if options.keep_alpha else None
     masks = _masks(options)
     palette = Palette.between(
-        structure, appearance, _backbone(options), structure_mask=masks[0], appearance_mask=masks[1]
+        structure, appearance, load_backbone(options), structure_mask=masks[0], appearance_mask=masks[1]
     )
     image = palette.image(texture=options.texture, feather=options.feather)
     save_picture(image, options.output, alpha, overwrite=options.overwrite)
@@ -163,7 +167,7 @@ def _measure(options: argparse.Namespace) -> int:
     structure, appearance, output = (
         check_picture(load_picture(path), str(path)) for path in (options.structure, options.appearance, options.output)
     )
-    measurement = measure(structure, appearance, output, _backbone(options), options.layer, options.size)
+    measurement = measure(structure, appearance, output, load_backbone(options), options.layer, options.size)
     values = dataclasses.asdict(measurement)
     if options.json:
         print(json.dumps(values))
@@ -196,62 +200,6 @@ def _weights_where(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Interruption:
-    is_set = False
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Interruption]:
-    """Turns the first Ctrl-C into a request to stop after the step under way; a second one stops at once."""
-    interruption = _Interruption()
-
-    def request(_signal: int, _frame: FrameType | None) -> None:
-        interruption.is_set = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield interruption
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _save_result(picture: Tensor, path: Path, alpha: Tensor | None) -> Path:
-    """Saves the picture that the work was for; where `path` fails by now, in the system's temporary folder."""
-    try:
-        save_picture(picture, path, alpha, overwrite=True)
-        return path
-    except SpliceError as error:
-        try:
-            rescue = Path(tempfile.mkdtemp(prefix="splice-")) / "rescued.png"
-            save_picture(picture, rescue, alpha)
-        except (OSError, SpliceError):
-            raise error from None
-        raise SpliceError(f"{error}. The picture is safe in {rescue}") from None
-
-
-class _Log:
-    """Lines of JSON; where they cannot be written any more, the run goes on and the error waits."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.error: OSError | None = None
-        try:
-            self.file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise write_error(path, error) from None
-
-    def write(self, values: dict[str, float]) -> None:
-        if self.error is None:
-            try:
-                self.file.write(json.dumps(values).encode() + b"\n")
-            except OSError as error:
-                self.error = error
-
-    def close(self) -> None:
-        self.file.close()
-
-
 def _numbered(path: Path, step: int) -> Path:
     return path.with_stem(f"{path.stem}-{step:05d}")
 
@@ -267,7 +215,7 @@ def _check_outputs(options: argparse.Namespace, settings: Settings) -> None:
         check_writable(path, options.overwrite)
     for path in others:
         check_place(path, options.overwrite)
-    twice = [path for path, count in Counter(path.absolute() for path in (*pictures, *others)).items() if count > 1]
+    twice = [path for path, times in Counter(path.absolute() for path in (*pictures, *others)).items() if times > 1]
     if twice:
         raise SpliceError(f"{twice[0]} is named for two outputs: give each a name of its own")
 
@@ -281,108 +229,26 @@ def _masks(options: argparse.Namespace) -> tuple[Tensor | None, Tensor | None]:
     return structure, appearance
 
 
-def _backbone(options: argparse.Namespace) -> Backbone:
-    device = pick_device(options.device)
-    return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device))
-
-
 def _settings(options: argparse.Namespace) -> Settings:
-    names = {item.name for item in dataclasses.fields(Settings)}
-    return preset(options.preset, **{name: value for name, value in vars(options).items() if name in names})
+    return preset(options.preset, **given(Settings, options))
 
 
-def _size(text: str) -> int | None:
-    return None if text == "full" else int(text)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return value
-
-
-def _distance(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One option for each number of a recipe; those not given keep the preset's value."""
-    group = parser.add_argument_group("recipe (defaults: the preset's)")
-    for item in dataclasses.fields(Settings):
-        flag = f"--{item.name.replace('_', '-')}"
-        kind: dict[str, Any] = {
-            "default": argparse.SUPPRESS,
-            "help": f"{item.metadata['help']} (paper: {item.default})",
-        }
-        if isinstance(item.default, bool):
-            kind["action"] = argparse.BooleanOptionalAction
-        else:
-            kind["type"] = _size if item.name == "size" else type(item.default)
-            kind["metavar"] = "N" if isinstance(item.default, int) else "X"
-        if item.name == "size":
-            kind["help"] += "; 'full' for the pictures' own size"
-        group.add_argument(flag, **kind)
-
-
-def _add_pair(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("structure", type=Path, help="picture whose structure is kept")
-    parser.add_argument("appearance", type=Path, help="picture whose look is given")
-    _add_output(parser)
-    parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")
+def _add_masks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--structure-mask", type=Path, metavar="FILE", help="white where the picture may change")
     parser.add_argument("--appearance-mask", type=Path, metavar="FILE", help="white where the appearance is taken from")
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the result")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
-
-
-def _add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", *DTYPES),
-        help="precision of the ViT's matrix products (default: %(default)s)",
-    )
-
-
-def _add_backbone(parser: argparse.ArgumentParser, default: str = DEFAULT_BACKBONE) -> None:
-    parser.add_argument(
-        "--backbone",
-        default=default,
-        metavar="NAME|FILE",
-        help="the ViT (default: %(default)s; see `splice weights list`)",
-    )
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: %(default)s)")
-
-
 def _add_training(parser: argparse.ArgumentParser, default_backbone: str = DEFAULT_BACKBONE) -> None:
-    _add_backbone(parser, default_backbone)
+    add_backbone(parser, default_backbone)
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=PRESETS, help="the recipe (default: %(default)s)")
-    _add_dtype(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--save-generator", type=Path, metavar="FILE", help="keep the trained generator, as .safetensors"
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="losses of every step, as lines of JSON")
-    parser.add_argument("--every", type=_count, metavar="N", help="also write the picture every N steps")
+    parser.add_argument("--every", type=count, metavar="N", help="also write the picture every N steps")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_settings(parser)
+    add_settings(parser, Settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -393,7 +259,8 @@ def _parser() -> argparse.ArgumentParser:
 
     transfer = commands.add_parser("transfer", help="train on a pair of pictures and write the result")
     transfer.set_defaults(run=_transfer)
-    _add_pair(transfer)
+    add_pair(transfer)
+    _add_masks(transfer)
     transfer.add_argument(
         "--strip", type=Path, metavar="FILE", help="also write both pictures and the result side by side"
     )
@@ -401,19 +268,20 @@ def _parser() -> argparse.ArgumentParser:
 
     instant = commands.add_parser("instant", help="paint by semantic matching alone, in seconds and without training")
     instant.set_defaults(run=_instant)
-    _add_pair(instant)
-    _add_backbone(instant)
-    _add_dtype(instant)
+    add_pair(instant)
+    _add_masks(instant)
+    add_backbone(instant)
+    add_dtype(instant)
     instant.add_argument(
         "--texture",
-        type=_share,
+        type=share,
         default=TEXTURE,
         metavar="X",
         help="share of the appearance's texture, 0 to 1 (default: %(default)s)",
     )
     instant.add_argument(
         "--feather",
-        type=_distance,
+        type=distance,
         default=FEATHER,
         metavar="X",
         help="pixels over which the change fades out beyond the structure mask (default: %(default)s)",
@@ -423,8 +291,8 @@ def _parser() -> argparse.ArgumentParser:
     apply.set_defaults(run=_apply)
     apply.add_argument("generator", type=Path, help="file that --save-generator wrote")
     apply.add_argument("picture", type=Path)
-    _add_output(apply)
-    _add_device(apply)
+    add_output(apply)
+    add_device(apply)
 
     measuring = commands.add_parser("measure", help="measure how far a result is from both pictures")
     measuring.set_defaults(run=_measure, dtype="fp32")
@@ -433,9 +301,11 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument("--json", action="store_true", help="print one line of JSON")
     measuring.add_argument("--layer", type=int, default=-1, metavar="N", help="block of the ViT (default: the deepest)")
     measuring.add_argument(
-        "--size", type=_count, default=224, metavar="N", help="short side at which the ViT looks (default: %(default)s)"
+        "--size", type=count, default=224, metavar="N", help="short side at which the ViT looks (default: %(default)s)"
     )
-    _add_backbone(measuring)
+    add_backbone(measuring)
+
+    add_vision_commands(commands)
 
     store = commands.add_parser("weights", help="list, fetch or find the backbones' weights")
     actions = store.add_subparsers(required=True, metavar="ACTION")

@@ -106,16 +106,41 @@ class Correspondence:
         Returns:
             `[2, h, w]` integers: row and column in the target's grid.
         """
+        best = [self._allowed(volume.flatten(2)).argmax(dim=-1) for _, volume in self._volumes(radius)]
+        index = torch.cat(best)
+        return torch.stack([index // self.target_grid[1], index % self.target_grid[1]])
+
+    def similarity(self, selected: Tensor, radius: int = 0) -> Tensor:
+        """How alike each target patch is to some patches of the source.
+
+        Args:
+            selected: `[1, 1, h, w]` on the source's grid, the weight of each patch; at least one above 0.
+            radius: Neighbours that vote along, as for `matches`; the target may also show the thing mirrored.
+
+        Returns:
+            `[1, 1, h', w']` on the target's grid, weighted means of cosines; 0 is as alike as chance.
+        """
+        weights = selected[0, 0] / selected.sum()
+        ways = []
+        for mirrored in (False, True):
+            parts = [torch.tensordot(weights[rows], part, dims=2) for rows, part in self._volumes(radius, mirrored)]
+            ways.append(torch.stack(parts).sum(dim=0))
+        return torch.maximum(*ways)[None, None]
+
+    def _volumes(self, radius: int, mirrored: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """Similarities `[rows, w, h', w']` with the neighbours' votes, for some rows of the source at a time.
+
+        With `mirrored` the neighbour to the right votes for what is to the left in the target.
+        """
         height, width = self.source_grid
-        best = []
         for top, bottom in self._bands(radius):
             first, last = max(0, top - radius), min(height, bottom + radius)
             similarity = self.source[first * width : last * width] @ self.target.T
             volume = similarity.view(last - first, width, *self.target_grid)
+            volume = volume.flip(-1) if mirrored else volume
             volume = _diagonal_mean(_diagonal_mean(volume, 0, radius), 1, radius)
-            best.append(self._allowed(volume[top - first : bottom - first].flatten(2)).argmax(dim=-1))
-        index = torch.cat(best)
-        return torch.stack([index // self.target_grid[1], index % self.target_grid[1]])
+            volume = volume.flip(-1) if mirrored else volume
+            yield slice(top, bottom), volume[top - first : bottom - first]
 
     def _allowed(self, similarity: Tensor) -> Tensor:
         """`[..., M]` with minus infinity for the patches that may not be matched."""

@@ -69,18 +69,19 @@ class Generator(nn.Module):
     Args:
         channels: Width of each level, finest first.
         seed: Of the initial weights (xavier normal with gain 0.02).
+        inputs: Channels that it takes, where that is not a picture's three.
     """
 
-    def __init__(self, channels: tuple[int, ...] = CHANNELS, seed: int = 0) -> None:
+    def __init__(self, channels: tuple[int, ...] = CHANNELS, seed: int = 0, inputs: int = 3) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.metadata: dict[str, Any] = {}
         with torch.random.fork_rng(
             devices=[]
         ):  # layers draw weights from the global generator, only to be replaced below
-            inputs = (3, *self.channels[:-1])
+            above = (inputs, *self.channels[:-1])
             below = (*self.channels[1:], self.channels[-1])
-            self.levels = nn.ModuleList(Level(*sizes) for sizes in zip(inputs, self.channels, below, strict=True))
+            self.levels = nn.ModuleList(Level(*sizes) for sizes in zip(above, self.channels, below, strict=True))
             self.output = nn.Conv2d(self.channels[0], 3, 1)
         self._initialise(torch.Generator().manual_seed(seed))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

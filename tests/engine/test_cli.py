@@ -28,6 +28,8 @@ from splice_engine.images import load_alpha, resize
 VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu")
 TRAINING = (*VIT, "--dtype", "fp32", "--preset", "paper", "--vit-size", 56, "--quiet")
 SHAPE = (72, 88)
+SEEING = ("pca", "similarity", "attention", "invert", "ablate")
+COMMANDS = ("transfer", "weights", "measure", "apply", "instant", *SEEING, "curves")
 
 
 @pytest.fixture
@@ -56,6 +58,23 @@ def transfer(splice, files):
 
     def run(*extra, structure=files.structure, appearance=files.appearance, output=files.result):
         return splice("transfer", structure, appearance, "-o", output, *TRAINING, *extra)
+
+    return run
+
+
+@pytest.fixture
+def see(splice, files):
+    """Runs one of the commands that show what the ViT sees, quickly."""
+
+    def run(command, *extra, picture=files.structure, output=files.result):
+        arguments = {
+            "pca": ("--size", 112),
+            "similarity": ("--point", 0.4, 0.3),
+            "attention": ("--size", 112),
+            "invert": ("--size", 84, "--steps", 1, "--quiet"),
+            "ablate": (files.appearance, "--size", 64, "--vit-size", 56, "--steps", 1, "--quiet"),
+        }[command]
+        return splice(command, picture, *arguments, "-o", output, *VIT, *extra)
 
     return run
 
@@ -217,7 +236,7 @@ def test_weights_where_and_get(splice, cache, weights_file):
         assert (result.status, result.out.strip(), result.err) == (0, str(weights_file), "")
 
 
-@pytest.mark.parametrize("arguments", [(), ("transfer",), ("weights",), ("measure",), ("apply",), ("instant",)])
+@pytest.mark.parametrize("arguments", [*((name,) for name in COMMANDS), ()])
 def test_help_and_nothing_at_all(arguments, splice):
     asked = splice(*arguments, "--help")
     assert (asked.status, asked.err) == (0, "")
@@ -267,9 +286,9 @@ def refused(result, files, before, *parts):
     assert tree(files.root) == before
 
 
-@pytest.mark.parametrize("place", ["structure", "appearance", "apply", "measure", "instant"])
+@pytest.mark.parametrize("place", ["structure", "appearance", "apply", "measure", "instant", *SEEING])
 @pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_bad_pictures(kind, place, splice, transfer, files):
+def test_bad_pictures(kind, place, splice, transfer, see, files):
     write, message = BAD_PICTURES[kind]
     write(files.other)
     Generator().save(files.generator)
@@ -280,6 +299,8 @@ def test_bad_pictures(kind, place, splice, transfer, files):
         result = splice("measure", files.structure, files.appearance, files.other, *VIT)
     elif place == "instant":
         result = splice("instant", files.structure, files.other, "-o", files.result, *VIT)
+    elif place in SEEING:
+        result = see(place, picture=files.other)
     else:
         result = transfer("--steps", 1, **{place: files.other})
     refused(result, files, before, message)
@@ -348,7 +369,7 @@ def test_bad_checkpoints(kind, transfer, files):
     refused(transfer("--steps", 1, "--backbone", path), files, before, message)
 
 
-@pytest.mark.parametrize("command", ["transfer", "apply", "instant"])
+@pytest.mark.parametrize("command", ["transfer", "apply", "instant", *SEEING])
 @pytest.mark.parametrize(
     ("output", "part"),
     [
@@ -361,7 +382,7 @@ def test_bad_checkpoints(kind, transfer, files):
         ("in/structure.png/result.png", "no folder"),
     ],
 )
-def test_bad_outputs(output, part, command, splice, transfer, files):
+def test_bad_outputs(output, part, command, splice, transfer, see, files):
     (files.root / "out" / "folder.png").mkdir()
     (files.root / "out" / "there.png").write_bytes(b"precious")
     Generator().save(files.generator)
@@ -371,6 +392,8 @@ def test_bad_outputs(output, part, command, splice, transfer, files):
         result = splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
     elif command == "instant":
         result = splice("instant", files.structure, files.appearance, "-o", path, *VIT)
+    elif command in SEEING:
+        result = see(command, output=path)
     else:
         result = transfer("--steps", 1, output=path)
     refused(result, files, before, part, str(path))
@@ -387,13 +410,140 @@ def test_bad_outputs(output, part, command, splice, transfer, files):
         (("weights", "fetch"), "fetch"),
         (("demo", "-o", "{root}/in/structure.png"), "structure.png"),
         (("instant", "a.png", "b.png", "-o", "c.png", "--texture", "2"), "from 0 to 1"),
+        (("curves", "{root}/none.jsonl", "-o", "{root}/out/a.png"), "cannot read {root}/none.jsonl"),
+        (("curves", "{root}/in/structure.png", "-o", "{root}/out/a.png"), "it is no text"),
         (("unknown",), "unknown"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]).replace("{root}/", ""),
 )
 def test_other_bad_command_lines(arguments, part, splice, files):
     before = tree(files.root)
-    refused(splice(*(argument.format(root=files.root) for argument in arguments)), files, before, part)
+    refused(splice(*(word.format(root=files.root) for word in arguments)), files, before, part.format(root=files.root))
+
+
+BAD_VIEWS = {
+    "a point outside": ("similarity", ("--point", 90, 3), "outside of the picture, which is 88x72 pixels"),
+    "a negative point": ("similarity", ("--point", -1, 0), "outside of the picture"),
+    "no point": ("similarity", ("--point", "nan", 0), "outside of the picture"),
+    "point and mask": ("similarity", ("--mask", "mask.png"), "not allowed with"),
+    "mask over the result": ("similarity", ("--mask-out", "{root}/out/result.png"), "named for two outputs"),
+    "mask of no format": ("attention", ("--mask-out", "{root}/out/mask.txt"), "'.txt' is no picture format"),
+    "no such head": ("attention", ("--head", 6), "6 heads"),
+    "no such share": ("attention", ("--mass", 1.5), "at most 1"),
+    "no such block": ("attention", ("--layer", 12), "12 blocks"),
+    "one block of several": ("pca", ("--layers", 3, 12), "12 blocks"),
+    "unknown facet": ("pca", ("--facet", "cls"), "self-similarity"),
+    "no size": ("pca", ("--size", 0), "at least 1"),
+    "smooth and blocky": ("pca", ("--smooth", "--blocky"), "not allowed with"),
+    "block to invert": ("invert", ("--layer", -13), "12 blocks"),
+    "facet to invert": ("invert", ("--facet", "query"), "query"),
+    "small inversion": ("invert", ("--size", 64), "size must be at least 72"),
+    "huge learning rate": ("invert", ("--learning-rate", "1e30", "--steps", 3), "diverged"),
+    "log in a missing folder": ("invert", ("--log", "{root}/none/log.jsonl"), "no folder"),
+    "one loss only": ("ablate", ("--structure-weight=0", "--identity-weight=0"), "at least two losses"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VIEWS)
+def test_bad_views(kind, see, files):
+    command, options, part = BAD_VIEWS[kind]
+    before = tree(files.root)
+    refused(see(command, *(str(option).format(root=files.root) for option in options)), files, before, part)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "no loss above 0"),
+        ('{"step": 0, "total": 0}\n', "no loss above 0"),
+        ('{"step": 0, "total": 1}\nnonsense\n', "line 2"),
+        ("[1, 2]\n", "line 1"),
+        ('{"total": "x"}\n', "line 1"),
+        ('{"total": null}\n', "line 1"),
+    ],
+)
+def test_bad_logs(text, part, splice, files):
+    files.log.write_text(text)
+    before = tree(files.root)
+    refused(splice("curves", files.log, "-o", files.result), files, before, part)
+
+
+def test_pca(see, splice, files):
+    result = see("pca")
+    assert (result.status, result.out.strip(), result.err) == (0, str(files.result), "")
+    one = load_picture(files.result)
+    assert one.shape[-2:] == SHAPE
+    assert one.amax(dim=(2, 3)).min() > 0.9
+    see("pca", "--blocky", "--overwrite")
+    assert not torch.equal(load_picture(files.result), one)
+    see("pca", "--foreground", "--facet", "token", "--layer", 5, "--overwrite")
+    assert (load_picture(files.result) == 0).all(dim=1).float().mean() > 0.1
+    several = ("pca", files.structure, files.appearance, "-o", files.result, "--size", 112, *VIT, "--overwrite")
+    assert splice(*several, "--layers", 2, -1).status == 0
+    width, height = Image.open(files.result).size
+    assert height > 2 * 320
+    assert width > 3 * 320 * 66 / 80
+
+
+def test_similarity(see, files):
+    mask = files.root / "out" / "mask.png"
+    result = see("similarity", "--mask-out", mask)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("best match at 3")
+    assert result.out.strip().endswith(f"{files.result}, {mask}")
+    assert load_picture(files.result).shape[-2:] == load_picture(mask).shape[-2:] == SHAPE
+    share, saved = load_picture(files.result), mask.read_bytes()
+    see("similarity", "--point", 0.4 * SHAPE[1], 0.3 * SHAPE[0], "--overwrite")  # the last one counts
+    assert torch.equal(load_picture(files.result), share)
+    assert see("similarity", "--mask-out", mask).status == 2
+    assert mask.read_bytes() == saved
+
+
+def test_similarity_with_another_picture_and_a_mask(splice, files):
+    area = torch.zeros(1, 3, *SHAPE)
+    area[..., 5:30, 28:50] = 1
+    save_picture(area, files.other)
+    arguments = ("similarity", files.structure, files.appearance, "--mask", files.other, "-o", files.result, *VIT)
+    assert splice(*arguments).status == 0
+    assert load_picture(files.result).shape[-2:] == (80, 66)
+
+
+def test_attention(see, files):
+    mask = files.root / "out" / "mask.png"
+    assert see("attention", "--mask-out", mask).out.strip() == f"{files.result}, {mask}"
+    kept, heat = load_picture(mask), load_picture(files.result)
+    assert heat.shape[-2:] == SHAPE
+    assert kept.unique().tolist() == [0, 1]
+    see("attention", "--mask-out", mask, "--mass", 0.9, "--head", 2, "--layer", 5, "--overwrite")
+    assert load_picture(mask).mean() > kept.mean()
+    assert not torch.equal(load_picture(files.result), heat)
+
+
+def test_invert(see, files):
+    result = see("invert", "--log", files.log, "--steps", 2, "--facet", "key", "--layer", 4)
+    assert (result.status, result.err) == (0, "")
+    assert load_picture(files.result).shape[-2:] == SHAPE
+    lines = [json.loads(line) for line in files.log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert all(line["key, layer 4"] > 0 for line in lines)
+    assert see("invert", "--layers", 1, 11, "--overwrite").status == 0
+    assert Image.open(files.result).width > 3 * 320
+
+
+def test_ablate(see, files):
+    result = see("ablate")
+    assert (result.status, result.err) == (0, "")
+    assert Image.open(files.result).height > 2 * 320
+
+
+def test_curves(transfer, splice, files):
+    transfer("--steps", 4, "--log", files.log)
+    result = splice("curves", files.log, "-o", files.strip)
+    assert (result.status, result.out.strip(), result.err) == (0, str(files.strip), "")
+    assert Image.open(files.strip).size == (960, 540)
+    before = files.strip.read_bytes()
+    assert splice("curves", files.log, "-o", files.strip).status == 2
+    assert files.strip.read_bytes() == before
 
 
 def test_a_process_says_one_line_too(process, files):
@@ -465,6 +615,27 @@ def test_ctrl_c_keeps_what_was_learnt(endless, files):
     assert Generator.load(files.generator).metadata["backbone"] == OFFLINE_BACKBONE
     assert [path.name for path in files.result.parent.iterdir() if path.name.startswith(".")] == []
     assert len(seen) >= 3, "the log lags behind the run"
+
+
+@pytest.mark.parametrize("command", ["invert", "ablate"])
+def test_ctrl_c_keeps_what_was_seen(command, start, files):
+    small = {
+        "invert": ("--size", 84, "--layers", 3, 11, "--log", files.log),
+        "ablate": (files.appearance, "--size", 64, "--vit-size", 56),
+    }[command]
+    arguments = (command, files.structure, *small, "-o", files.result, *VIT, "--steps", 100_000)
+    with start(*arguments) as child:
+        seen = ""
+        while "1/100000" not in seen:  # the progress bar
+            piece = child.stderr.read(1)
+            assert piece, seen
+            seen += piece
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert out.startswith("interrupted")
+    assert str(files.result) in out
+    assert load_picture(files.result).shape[1] == 3
 
 
 def test_a_result_that_cannot_be_written_any_more_is_rescued(endless, files):

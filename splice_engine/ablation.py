@@ -1,0 +1,57 @@
+"""What each loss is good for: the same run without it (paper, figure of the ablation)."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from .backbone import Backbone
+from .errors import SpliceError
+from .settings import Settings
+from .transfer import Transfer
+
+SUFFIX = "_weight"
+"""How the names of the weights in the settings end."""
+
+
+def ablation(
+    structure: Tensor, appearance: Tensor, backbone: Backbone, settings: Settings
+) -> Iterator[tuple[str, Transfer]]:
+    """One run with all the losses of a recipe, then one without each of them, all judged by one backbone.
+
+        for name, run in ablation(structure, appearance, backbone, preset("paper")):
+            for step in run:
+                ...
+            pictures[name] = run.image()
+
+    Args:
+        structure: `[1, 3, H, W]` in 0..1.
+        appearance: Likewise, of any size.
+        backbone: The ViT that judges.
+        settings: The recipe; losses of weight 0 are not in it.
+
+    Yields:
+        "all losses" or "no structure", …, and a run that has not begun. A run is made when its turn comes.
+
+    Raises:
+        SpliceError: There are fewer than two losses, or a picture that cannot be worked with.
+    """
+    for name, changed in ablated(settings).items():
+        yield name, Transfer(structure, appearance, backbone, changed)
+
+
+def ablated(settings: Settings) -> dict[str, Settings]:
+    """The recipe by the name "all losses", and the recipe without each of its losses.
+
+    Raises:
+        SpliceError: It has fewer than two losses, so that none can be left out.
+    """
+    weights = [
+        item.name for item in fields(settings) if item.name.endswith(SUFFIX) and getattr(settings, item.name) > 0
+    ]
+    if len(weights) < 2:
+        raise SpliceError("an ablation needs at least two losses: give two of the weights a value above 0")
+    changes: dict[str, dict[str, Any]] = {name.removesuffix(SUFFIX): {name: 0.0} for name in weights}
+    without = {f"no {loss}": replace(settings, **change) for loss, change in changes.items()}
+    return {"all losses": settings, **without}

@@ -1,0 +1,148 @@
+"""Likeness to a place, and attention: against known answers."""
+
+import pytest
+import torch
+
+from splice_engine import Correspondence, Request, SpliceError, attention_map, similarity_map
+from splice_engine.heatmaps import AttentionMap, SimilarityMap
+from splice_engine.images import resize, sides
+
+FACE = (0.42, 0.24)
+"""Between the astronaut's eyes and mouth, as shares of width and height."""
+
+
+@pytest.fixture(scope="module")
+def astronaut(demo_pair):
+    return resize(demo_pair[0], (280, 280))
+
+
+@pytest.fixture(scope="module")
+def admiral(demo_pair):
+    return resize(demo_pair[1], (336, 280))
+
+
+def object_points(count):
+    """Points on the astronaut, x and y as shares."""
+    chance = torch.Generator().manual_seed(0)
+    head = torch.rand(count // 4, 2, generator=chance) * torch.tensor([0.18, 0.3]) + torch.tensor([0.33, 0.08])
+    suit = torch.rand(count - len(head), 2, generator=chance) * torch.tensor([0.55, 0.35]) + torch.tensor([0.12, 0.6])
+    return torch.cat([head, suit])
+
+
+@pytest.mark.parametrize("change", ["mirror", "crop"])
+def test_points_are_found_again(change, backbone, astronaut):
+    """At least 95 of 100 within one patch of the changed picture."""
+    points = object_points(100)
+    if change == "mirror":
+        other, expected = astronaut.flip(-1), torch.tensor([1.0, 0.0]) + points * torch.tensor([-1.0, 1.0])
+    else:
+        other, corner, kept = astronaut[..., 14:, 20:260], torch.tensor([20, 14]), torch.tensor([240, 266])
+        expected = (points * 280 - corner) / kept
+    match = Correspondence.between(astronaut, other, backbone, short_patches=24)
+    errors = []
+    for point, aim in zip(points, expected, strict=True):
+        selected = torch.zeros(1, 1, *match.source_grid)
+        column, row = (point * torch.tensor([*match.source_grid[::-1]])).long()
+        selected[..., row, column] = 1
+        best = SimilarityMap(match.similarity(selected, radius=2)).best()[0]
+        patch = torch.tensor([*match.target_grid[::-1]])
+        errors.append(((best * patch).long() - (aim * patch).long()).abs().max())
+    assert (torch.stack(errors) <= 1).sum() >= 95
+
+
+def test_a_face_finds_the_other_face(backbone, astronaut, admiral):
+    found = similarity_map(astronaut, FACE, backbone, admiral)
+    x, y = found.best()[0]
+    assert 0.35 < x < 0.65
+    assert 0.12 < y < 0.45
+    mask = found.mask(sides(admiral))
+    assert mask.shape == (1, 1, 336, 280)
+    assert mask[..., 70:130, 110:170].mean() > 3 * mask[..., 200:, :].mean()
+
+
+def test_a_mask_selects_too(backbone, astronaut, admiral):
+    mask = torch.zeros(1, 1, 100, 100)
+    mask[..., 12:34, 36:50] = 1
+    x, y = similarity_map(astronaut, mask, backbone, admiral).best()[0]
+    assert 0.35 < x < 0.65
+    assert 0.12 < y < 0.45
+
+
+def test_a_place_is_most_like_itself(backbone, astronaut):
+    found = similarity_map(astronaut, FACE, backbone, short_patches=16, radius=0)
+    assert (found.best()[0] - torch.tensor(FACE)).abs().max() <= 0.5 / 16 + 1e-6
+    assert found.heat.max() == pytest.approx(1, abs=1e-5)
+    assert found.mask((70, 90)).max() == pytest.approx(1, abs=0.05)
+
+
+def test_one_source_serves_a_batch_of_targets(tiny, astronaut):
+    judge = tiny()
+    targets = torch.cat([resize(astronaut, (84, 112)), resize(astronaut, (84, 112)).flip(-1)])
+    found = similarity_map(astronaut, (0.3, 0.7), judge, targets, short_patches=6)
+    assert found.heat.shape == (2, 1, 6, 8)
+    for index in (0, 1):
+        alone = similarity_map(astronaut, (0.3, 0.7), judge, targets[index : index + 1], short_patches=6)
+        torch.testing.assert_close(found.heat[index : index + 1], alone.heat)
+    torch.testing.assert_close(found.heat[0], found.heat[1].flip(-1))
+
+
+def test_what_cannot_be_looked_for_is_refused(tiny, astronaut):
+    judge = tiny()
+    for where, message in (
+        ((1.2, 0.5), "outside"),
+        ((0.5, float("nan")), "outside"),
+        (torch.zeros(1, 1, 9, 9), "nothing"),
+    ):
+        with pytest.raises(SpliceError, match=message):
+            similarity_map(astronaut, where, judge, short_patches=4)
+    with pytest.raises(SpliceError, match="batches of 2 and 3"):
+        similarity_map(astronaut.repeat(2, 1, 1, 1), (0.5, 0.5), judge, astronaut.repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize("kind", ["dino", "dinov2_reg", "dinov3_qkvb"])
+def test_attention_is_the_softmax_of_the_products(kind, layer, tiny, astronaut):
+    """By hand from queries and keys; a model with a rotary embedding turns them first, with timm's own function."""
+    from timm.layers import apply_rot_embed_cat
+
+    judge = tiny(kind)
+    picture = resize(astronaut, judge.grid_size(84, 112)).repeat(2, 1, 1, 1)
+    found = attention_map(picture, judge, layer)
+    with torch.no_grad():
+        answer = judge(picture, [Request(layer, "query"), Request(layer, "key")])
+        heads = [answer[Request(layer, name)].unflatten(-1, (3, 16)).transpose(1, 2) for name in ("query", "key")]
+        if kind.startswith("dinov3"):
+            rope = judge.model._pos_embed(judge.model.patch_embed((picture - judge.mean) / judge.std))[1]
+            turned = [apply_rot_embed_cat(x[:, :, judge.prefix :], rope, half=True) for x in heads]
+            heads = [torch.cat([x[:, :, : judge.prefix], y], dim=2) for x, y in zip(heads, turned, strict=True)]
+        expected = (heads[0] @ heads[1].mT / 16**0.5).softmax(dim=-1)[:, :, 0, judge.prefix :]
+    assert found.heads.shape[0] == 2
+    assert (found.heads.flatten(2) - expected).abs().max() < 1e-5
+    assert (found.heat() - found.heads.mean(dim=1, keepdim=True)).abs().max() < 1e-6
+    assert torch.equal(found.heat(1), found.heads[:, 1:2])
+
+
+def test_the_mask_keeps_the_mass_with_the_fewest_pixels():
+    heads = torch.tensor([[0.5, 0.05, 0.25], [0.1, 0.04, 0.06]]).view(1, 1, 2, 3)
+    attention = AttentionMap(heads)
+    kept = {mass: attention.mask((2, 3), mass) for mass in (0.5, 0.6, 0.75, 0.76, 1.0)}
+    assert [int(mask.sum()) for mask in kept.values()] == [1, 2, 2, 3, 6]
+    assert kept[0.6].flatten().tolist() == [1, 0, 1, 0, 0, 0]
+    large = attention.mask((50, 70), 0.6)
+    assert large.unique().tolist() == [0, 1]
+    assert large.shape == (1, 1, 50, 70)
+
+
+def test_a_batch_keeps_each_pictures_own_mass():
+    heads = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    mask = AttentionMap(heads).mask((8, 10), 0.5, head=1)
+    for index in range(3):
+        assert torch.equal(mask[index : index + 1], AttentionMap(heads[index : index + 1]).mask((8, 10), 0.5, head=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"head": 2}, "2 heads"), ({"mass": 0.0}, "mass"), ({"mass": 2.0}, "mass")]
+)
+def test_no_such_attention(options, message):
+    with pytest.raises(SpliceError, match=message):
+        AttentionMap(torch.rand(1, 2, 4, 5)).mask((8, 10), **options)
