@@ -21,6 +21,9 @@ from .rendering import render
 from .settings import DEFAULT_PRESET, PRESETS, Settings
 from .views import Views
 
+WARM_ANCHOR = 3
+"""Every so many steps of the warm start the generator learns to keep B, which serves as an anchor only."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -183,9 +186,14 @@ class Transfer:
         return composite(picture, result, self.mask, self.settings.feather * scale)
 
     def _warm_up(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step towards the instant picture; no ViT takes part."""
-        streams, masks = self._view_of_structure(disturbed=False)
-        if self.step % 2:  # B serves as an anchor only: every second step is enough
+        """One step towards the instant picture; no ViT takes part.
+
+        It is learnt as it stands, without crops or flips: half as many steps reach as far, and those come later.
+        """
+        assert self.palette is not None
+        streams = {"output": self._output(self.structure, self.texture), "palette": self.palette}
+        masks = {} if self.structure_mask is None else {"structure": self.structure_mask}
+        if self.step % WARM_ANCHOR == 0:
             b = self._view_of_appearance(masks)
             streams.update(reconstruction=self._forward(b), appearance=b)
         self._warm_optimizer.zero_grad(set_to_none=True)
@@ -200,7 +208,7 @@ class Transfer:
         first = index == 0 and not settings.warm_steps and "appearance" in self.objective.terms
         names = ["appearance"] if first else None  # so the recipe begins
         fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
-        streams, masks = self._view_of_structure(disturbed=True)
+        streams, masks = self._view_of_structure()
         b = streams["appearance"] = self._view_of_appearance(masks)
         if not first:
             streams["reconstruction"] = self._forward(b)
@@ -219,7 +227,7 @@ class Transfer:
         self._optimizer.step()
         return total, losses
 
-    def _view_of_structure(self, disturbed: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _view_of_structure(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """A view of the structure picture, its output, and the same view of the instant picture; its mask by name."""
         everything = {
             "structure": self.structure,
@@ -233,8 +241,7 @@ class Transfer:
         parts = view.split([layer.shape[1] for layer in layers.values()], dim=1)
         streams = dict(zip(layers, parts, strict=True))
         masks = {"structure": streams.pop("mask")} if "mask" in streams else {}
-        if disturbed:
-            streams["structure"] = self._views.disturb(streams["structure"])
+        streams["structure"] = self._views.disturb(streams["structure"])
         streams["output"] = self._output(streams["structure"], streams.pop("texture", None))
         return streams, masks
 

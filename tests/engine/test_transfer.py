@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from splice_engine import Appearance, Identity, Objective, SpliceError, Structure, Transfer, preset, render
+from splice_engine import Appearance, Identity, Objective, Palette, SpliceError, Structure, Transfer, preset, render
 from splice_engine.images import resize
 from splice_engine.settings import Settings
 from splice_engine.views import Views
@@ -107,6 +107,22 @@ def test_a_warm_start_comes_before_the_recipe(begin):
     weights = {"appearance": 10, "structure": 1, "identity": 1, "reconstruction": 1, "colour": 0.5}
     total = sum(weight * steps[-1].losses[name].item() for name, weight in weights.items())
     assert steps[-1].total.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, 80])
+def test_texture_lies_over_the_output(size, begin, pair, judge):
+    run, _ = finish(begin(texture=0.5, warm_steps=2, steps=1))
+    picture = pair[0] if size is None else resize(pair[0], (80, 101))
+    layer = Palette.between(*pair, judge).texture_layer(size, 0.5)
+    expected = (render(run.generator, picture, size=64) + layer).clamp(0, 1)
+    torch.testing.assert_close(run.image(size), expected)
+    assert layer.abs().max() > 0.01
+
+
+def test_texture_is_judged_too(begin):
+    """The first loss of the recipe is that of the picture with its texture."""
+    losses = [next(iter(begin(texture=texture))).floats()["appearance"] for texture in (0.0, 1.0)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_no_term_at_all_is_refused(begin):
