@@ -91,9 +91,9 @@ _DRAFT = Settings(
     steps=40,
     size=256,
     warm_steps=80,
-    learning_rate=1e-3,
     appearance_weight=1.0,
     colour_weight=150.0,
+    painting_weight=20.0,
     reconstruction_weight=10.0,
     texture=0.8,
     whole=0.5,
@@ -102,14 +102,14 @@ _DRAFT = Settings(
 
 PRESETS: dict[str, Settings] = {
     "draft": _DRAFT,
-    "standard": replace(_DRAFT, steps=200),
+    "standard": replace(_DRAFT, steps=160),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
 """`draft` learns the instant picture's colours and then a little of the recipe, under the instant picture's texture;
-`standard` takes more of the recipe. Their colour term outweighs the [CLS] token, which in so few steps leaves casts,
-and every other view is the whole picture, which the generator has to serve in the end. `paper` is the paper's text,
-`paper-10k` the configuration that the authors published."""
+`standard` takes more of the recipe. Their colour and painting terms outweigh the [CLS] token, which in so few steps
+leaves casts, and every other view is the whole picture, which the generator has to serve in the end. `paper` is the
+paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
 
