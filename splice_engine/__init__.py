@@ -11,7 +11,7 @@ from .catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
 from .components import Components, pca
 from .correspondence import Correspondence
 from .errors import SpliceError
-from .features import Features, self_similarity
+from .features import Features, blend, self_similarity
 from .generator import Generator
 from .heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
 from .images import load_mask, load_picture, save_picture
@@ -55,6 +55,7 @@ __all__ = [
     "Transfer",
     "ablation",
     "attention_map",
+    "blend",
     "inversion_preset",
     "load_mask",
     "load_picture",

@@ -3,6 +3,7 @@
 Notation: B batch, T tokens = P prefix tokens ([CLS], registers) + N patches, D width, h heads, d = D / h.
 """
 
+import sys
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .attention import attend
@@ -167,7 +169,11 @@ class Backbone(nn.Module):
         return self(resize(picture, size_on_grid), [Request(layer, "attention")])[Request(layer, "attention")]
 
     def forward(
-        self, picture: Tensor, requests: Collection[Request], tokens: Tensor | None = None
+        self,
+        picture: Tensor,
+        requests: Collection[Request],
+        tokens: Tensor | None = None,
+        recompute: bool = False,
     ) -> dict[Request, Tensor]:
         """Everything that is asked of a batch of pictures, in one pass that ends with the last thing needed.
 
@@ -177,6 +183,7 @@ class Backbone(nn.Module):
             tokens: `[N]` booleans, row by row over the grid: the patches that take part, in all pictures. The others
                 are dropped before the first block, as in masked autoencoders (He et al., 2022), so that nothing of them
                 is seen; T is then the prefix and the patches that are left, each with its own place.
+            recompute: Compute each block once more in the backward pass instead of keeping what it computed.
 
         Returns:
             One float32 tensor for each request.
@@ -199,7 +206,11 @@ class Backbone(nn.Module):
             with torch.autocast(picture.device.type, torch.bfloat16, enabled=autocast):
                 for index in range(last + 1):
                     facets = wanted.get(index, {})
-                    x, seen = _run_block(self.model.blocks[index], x, rope, set(facets), final=index == last)
+                    arguments = (self.model.blocks[index], x, rope, set(facets), index == last)
+                    if recompute and x.requires_grad:
+                        x, seen = checkpoint(_run_block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                    else:
+                        x, seen = _run_block(*arguments)
                     for facet, asked in facets.items():
                         answer.update(dict.fromkeys(asked, seen[facet].float()))
         return answer
@@ -280,8 +291,11 @@ def _build(entry: Entry, path: Path, tensors: dict[str, Tensor], dtype: torch.dt
         raise SpliceError(
             f"{path} does not fit {entry.name} ({reason}): fetch the right file, or name it after its model"
         )
-    import timm  # two seconds to import, so only for those who load a model
-
+    try:
+        import timm  # two seconds to import, so only for those who load a model
+    except ImportError:
+        command = f'"{sys.executable}" -m pip install "timm>=1.0.20"'
+        raise SpliceError(f"loading a backbone needs the package timm, which is not installed: {command}") from None
     try:
         model: Any = timm.create_model(
             entry.timm_id,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from .console import (
     watched,
 )
 from .demo import load_pair
-from .devices import pick_device
+from .devices import is_out_of_memory, pick_device
 from .errors import SpliceError
 from .files import check_place, write_error
 from .generator import Generator
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpliceError as error:
         print(f"splice: {error}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print("splice: out of memory: lower --size, or choose a smaller --backbone", file=sys.stderr)
     except KeyboardInterrupt:

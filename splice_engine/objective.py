@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import Backbone, Request
+from .errors import SpliceError
 from .features import cosine_similarity_matrix
 from .images import resize, sides
 from .masks import covered_patches
@@ -59,21 +60,46 @@ class FeatureTerm(Term):
     Attributes:
         layer: Index of the block, 0 the first, -1 the last.
         backbone: The ViT that judges; None takes the objective's own.
+        fixed: What to compare with in place of what the ViT sees in the target stream, as `compared` gives it.
     """
 
     layer: int = -1
     backbone: Backbone | None = None
+    fixed: Tensor | None = None
 
     facet: ClassVar[str]
+    placed: ClassVar[bool]
+    """Whether what is compared belongs to places in the picture, so that a fixed target fits one view alone."""
 
     @property
     def request(self) -> Request:
         """What is read from the ViT for this term."""
         return Request(self.layer, self.facet)
 
-    @abstractmethod
+    def compared(self, seen: Tensor, backbone: Backbone) -> Tensor:
+        """What of a tensor of this term's facet is compared."""
+        return seen
+
     def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
         """The unweighted loss, a scalar, between two tensors of this term's facet."""
+        with torch.no_grad():
+            aim = self.compared(target, backbone)
+        return F.mse_loss(self.compared(output, backbone), aim)
+
+    def distance_to_fixed(self, output: Tensor, backbone: Backbone) -> Tensor:
+        """The unweighted loss, a scalar, between a tensor of this term's facet and the fixed target.
+
+        Raises:
+            SpliceError: They differ in shape.
+        """
+        assert self.fixed is not None
+        seen = self.compared(output, backbone)
+        if seen.shape != self.fixed.shape:
+            raise SpliceError(
+                f"the fixed target of the {self.name} term has shape {list(self.fixed.shape)}, but {backbone.name} "
+                f"sees the output as {list(seen.shape)}: take it from the structure picture, same backbone and size"
+            )
+        return F.mse_loss(seen, self.fixed.to(seen))
 
     def loss(self, backbone: Backbone, output: Tensor, target: Tensor, size: int | None = VIT_SIZE) -> Tensor:
         """The unweighted loss, a scalar, between two pictures; differentiable in `output`.
@@ -107,11 +133,9 @@ class Appearance(FeatureTerm):
     weight: float = 10.0
     name: ClassVar[str] = "appearance"
     facet: ClassVar[str] = "cls"
+    placed: ClassVar[bool] = False
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "appearance"
-
-    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
-        return F.mse_loss(output, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +144,14 @@ class Structure(FeatureTerm):
 
     name: ClassVar[str] = "structure"
     facet: ClassVar[str] = "key"
+    placed: ClassVar[bool] = True
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "structure"
 
-    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
-        def similarity(keys: Tensor) -> Tensor:
-            if backbone.prefix > 1:  # registers belong to no place in the picture
-                keys = torch.cat([keys[:, :1], keys[:, backbone.prefix :]], dim=1)
-            return cosine_similarity_matrix(keys)
-
-        with torch.no_grad():
-            aim = similarity(target)
-        return F.mse_loss(similarity(output), aim)
+    def compared(self, seen: Tensor, backbone: Backbone) -> Tensor:
+        if backbone.prefix > 1:  # registers belong to no place in the picture
+            seen = torch.cat([seen[:, :1], seen[:, backbone.prefix :]], dim=1)
+        return cosine_similarity_matrix(seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +160,9 @@ class Identity(FeatureTerm):
 
     name: ClassVar[str] = "identity"
     facet: ClassVar[str] = "key"
+    placed: ClassVar[bool] = True
     output: ClassVar[str] = "reconstruction"
     target: ClassVar[str] = "appearance"
-
-    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
-        return F.mse_loss(output, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,17 +220,24 @@ class Objective:
         backbone: The ViT of all terms that name none.
         size: Short side in pixels at which a ViT sees pictures.
         longest: Upper limit of the long side.
+        recompute: Compute a ViT's blocks once more in the backward pass instead of keeping what they computed.
 
     Raises:
         SpliceError: A term looks at a block that its ViT does not have.
     """
 
     def __init__(
-        self, terms: Iterable[Term], backbone: Backbone, size: int = VIT_SIZE, longest: int = VIT_LONGEST
+        self,
+        terms: Iterable[Term],
+        backbone: Backbone,
+        size: int = VIT_SIZE,
+        longest: int = VIT_LONGEST,
+        recompute: bool = False,
     ) -> None:
         self.backbone = backbone
         self.size = size
         self.longest = longest
+        self.recompute = recompute
         self.terms: dict[str, Term] = {}
         for term in terms:
             count = sum(other.name == term.name for other in self.terms.values())
@@ -240,15 +265,18 @@ class Objective:
             for name, term in self.terms.items()
             if term.output in pictures and term.target in pictures and (names is None or name in names)
         }
-        felt = {name: term for name, term in terms.items() if isinstance(term, FeatureTerm)}
-        outputs = self._read(pictures, [(term.output, term) for term in felt.values()], masks)
+        felt = [term for term in terms.values() if isinstance(term, FeatureTerm)]
+        outputs = self._read(pictures, [(term.output, term) for term in felt], masks)
         with torch.no_grad():
-            targets = self._read(pictures, [(term.target, term) for term in felt.values()], masks)
+            targets = self._read(pictures, [(term.target, term) for term in felt if term.fixed is None], masks)
         losses = {}
         for name, term in terms.items():
             if isinstance(term, FeatureTerm):
-                seen, aim = outputs[term.output, term], targets[term.target, term]
-                losses[name] = term.distance(seen, aim, self._judge(term))
+                seen, judge = outputs[term.output, term], self._judge(term)
+                if term.fixed is None:
+                    losses[name] = term.distance(seen, targets[term.target, term], judge)
+                else:
+                    losses[name] = term.distance_to_fixed(seen, judge)
             elif isinstance(term, PictureTerm):
                 mask = masks.get(VIEWS[term.output])
                 losses[name] = term.loss(pictures[term.output], pictures[term.target], mask)
@@ -278,7 +306,7 @@ class Objective:
         for (judge, size, view), streams in passes.items():
             parts = [resize(pictures[stream], size) for stream in streams]
             tokens = None if view is None else covered_patches(masks[view], size, judge.patch)
-            answer = judge(torch.cat(parts), set().union(*streams.values()), tokens)
+            answer = judge(torch.cat(parts), set().union(*streams.values()), tokens, self.recompute)
             for request, tensor in answer.items():
                 split = tensor.split([len(part) for part in parts])
                 seen.update({(stream, judge, request): piece for stream, piece in zip(streams, split, strict=True)})

@@ -80,6 +80,7 @@ class Settings(Recipe):
         FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
     )
     compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
+    recompute: bool = _setting(False, "compute layers twice instead of keeping them: less memory, more time")
 
     @property
     def all_steps(self) -> int:

@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .backbone import Backbone
 from .errors import SpliceError
@@ -15,7 +16,7 @@ from .gemm import fast_fp32
 from .generator import Generator
 from .images import check_mask, check_picture, resize, short_side_size, sides
 from .masks import composite
-from .objective import Appearance, Colour, Identity, Objective, Painting, Reconstruction, Structure, Term
+from .objective import Appearance, Colour, FeatureTerm, Identity, Objective, Painting, Reconstruction, Structure, Term
 from .palette import Palette
 from .rendering import render
 from .settings import DEFAULT_PRESET, PRESETS, Settings
@@ -64,7 +65,7 @@ class Transfer:
         appearance_mask: Likewise: the part of B that is the appearance.
 
     Raises:
-        SpliceError: A picture or a mask that cannot be worked with.
+        SpliceError: A picture, a mask or an objective that cannot be worked with.
     """
 
     def __init__(
@@ -98,8 +99,19 @@ class Transfer:
             Reconstruction(weight=settings.reconstruction_weight),
         )
         self.objective = objective or Objective(
-            [term for term in terms if term.weight > 0], backbone, settings.vit_size, settings.vit_longest
+            [term for term in terms if term.weight > 0],
+            backbone,
+            settings.vit_size,
+            settings.vit_longest,
+            settings.recompute,
         )
+        fixed = [
+            term for term in self.objective.terms.values() if isinstance(term, FeatureTerm) and term.fixed is not None
+        ]
+        if any(term.output == "reconstruction" for term in fixed):
+            raise SpliceError("the identity term compares random crops of the appearance, so it takes no fixed target")
+        if any(term.placed for term in fixed):  # it fits the whole picture only
+            settings = replace(settings, whole=1.0, flip=0.0)
         if not self.objective.terms:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
         self.palette: Tensor | None = None
@@ -123,6 +135,8 @@ class Transfer:
         self._average = copy.deepcopy(self._trained) if settings.ema else None
         self._views = Views(settings, torch.Generator().manual_seed(settings.seed))
         self._forward = torch.compile(self._trained, dynamic=True) if settings.compile else self._trained
+        if settings.recompute:
+            self._forward = partial(checkpoint, self._forward, use_reentrant=False, preserve_rng_state=False)
         weights = list(self._trained.parameters())
         self._optimizer = torch.optim.Adam(weights, settings.learning_rate, betas=(settings.beta1, settings.beta2))
         if settings.warm_steps:

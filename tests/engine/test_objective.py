@@ -4,7 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from splice_engine import Appearance, Identity, Objective, Request, Structure, self_similarity
+from splice_engine import (
+    Appearance,
+    Identity,
+    Objective,
+    Request,
+    SpliceError,
+    Structure,
+    Transfer,
+    blend,
+    preset,
+    self_similarity,
+)
 from splice_engine.images import resize
 
 TERMS = (Appearance, Structure, Identity)
@@ -162,3 +173,73 @@ def test_the_size_at_which_a_term_looks(size, seen, tiny, square):
     answers = [backbone(resize(square[name], seen), [request])[request] for name in ("output", "appearance")]
     loss = Appearance().loss(backbone, square["output"], square["appearance"], size=size)
     assert loss.item() == pytest.approx(F.mse_loss(*answers).item(), rel=1e-5)
+
+
+def test_a_fixed_target_replaces_the_stream(tiny, square):
+    backbone, other = tiny(), square["structure"]
+    features = backbone.features(other, size=56)
+    terms = [Appearance(fixed=features.cls), Structure(fixed=self_similarity(features))]
+    fixed = Objective(terms, backbone, size=56).losses(square)
+    streams = {**square, "appearance": other}
+    free = Objective([Appearance(), Structure()], backbone, size=56).losses(streams)
+    assert {name: loss.item() for name, loss in fixed.items()} == pytest.approx(
+        {name: loss.item() for name, loss in free.items()}, rel=1e-5
+    )
+
+
+def test_a_fixed_target_of_another_shape_is_refused(tiny, square):
+    backbone = tiny()
+    similarity = self_similarity(backbone.features(square["structure"], size=42))
+    with pytest.raises(SpliceError, match=r"fixed target of the structure term .* take it from the structure picture"):
+        Objective([Structure(fixed=similarity)], backbone, size=56).losses(square)
+
+
+def test_a_run_with_a_fixed_structure_sees_the_whole_picture(tiny, pair):
+    """A view that is mirrored or cropped has another shape here, or places that the target does not mean."""
+    backbone, (structure, appearance) = tiny(), pair
+    settings = preset("paper", steps=4, size=64, vit_size=56, jitter=0, blur=0)
+    terms = [Structure(fixed=self_similarity(backbone.features(structure, size=56)))]
+    objective = Objective(terms, backbone, size=56)
+    losses = [
+        step.losses["structure"].item() for step in Transfer(structure, appearance, backbone, settings, objective)
+    ]
+    assert len(losses) == 4
+
+
+def test_a_fixed_identity_is_refused(tiny, pair):
+    backbone = tiny()
+    objective = Objective([Identity(fixed=backbone.features(pair[1]).tokens)], backbone)
+    with pytest.raises(SpliceError, match="random crops"):
+        Transfer(*pair, backbone, preset("paper", steps=1, size=64), objective)
+
+
+def test_blend_is_the_weighted_mean(tiny, square, gap):
+    backbone = tiny()
+    a, b = (backbone.features(square[name], size=56) for name in ("structure", "appearance"))
+    mixed = blend([a, b], [3, 1])
+    for field in ("cls", "tokens", "prefix"):
+        assert gap(getattr(mixed, field), 0.75 * getattr(a, field) + 0.25 * getattr(b, field)) < 1e-6
+    assert (mixed.grid, mixed.layer, mixed.facet) == (a.grid, a.layer, a.facet)
+
+
+def test_blend_of_different_grids_has_no_patches(tiny, streams):
+    backbone = tiny()
+    a, b = (backbone.features(streams[name], size=56) for name in ("structure", "reconstruction"))
+    mixed = blend([a, b], [1, 1])
+    assert mixed.tokens.shape == (1, 0, backbone.width)
+    assert mixed.grid == (0, 0)
+    with pytest.raises(SpliceError, match="hold no patches"):
+        self_similarity(mixed)
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (1, -1)])
+def test_blend_refuses_weights_without_a_mean(weights, tiny, square):
+    features = tiny().features(square["output"])
+    with pytest.raises(SpliceError, match="weights of a blend"):
+        blend([features, features], weights)
+
+
+def test_blend_refuses_different_layers(tiny, square):
+    backbone = tiny()
+    with pytest.raises(SpliceError, match="one backbone, layer, facet"):
+        blend([backbone.features(square["output"], layer=layer) for layer in (0, 1)], [1, 1])

@@ -125,6 +125,26 @@ def test_texture_is_judged_too(begin):
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
+def test_recomputing_saves_memory_and_changes_nothing(begin):
+    def train(recompute):
+        run = begin(warm_steps=1, steps=2, recompute=recompute)
+        kept = 0
+
+        def keep(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            steps = [step.floats() for step in run]
+        return steps, run.image(), kept
+
+    (steps, image, kept), (again, image_again, kept_again) = train(False), train(True)
+    assert again == steps
+    assert torch.equal(image_again, image)
+    assert kept_again < kept
+
+
 def test_no_term_at_all_is_refused(begin):
     with pytest.raises(SpliceError, match="no term"):
         begin(appearance_weight=0.0, structure_weight=0.0, identity_weight=0.0)

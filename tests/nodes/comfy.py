@@ -1,0 +1,204 @@
+"""A real ComfyUI in a process of its own, driven over HTTP and websocket as its frontend does."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TENSORS = '''
+import os
+import torch
+
+class TestTensor:
+    """Gives what a test wrote: tensors that no picture file can hold."""
+    CATEGORY = FUNCTION = "give"
+    def give(self, name):
+        return (torch.load(os.path.join(os.path.dirname(__file__), name), weights_only=True),)
+
+class TestImage(TestTensor):
+    RETURN_TYPES = ("IMAGE",)
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {})}}
+
+class TestMask(TestImage):
+    RETURN_TYPES = ("MASK",)
+
+NODE_CLASS_MAPPINGS = {"TestImage": TestImage, "TestMask": TestMask}
+'''
+
+
+def find() -> Path | None:
+    """ComfyUI's folder: `$COMFYUI_DIR`, else the one that this pack is installed in, else `~/ComfyUI`."""
+    if chosen := os.environ.get("COMFYUI_DIR"):
+        return Path(chosen)
+    for folder in (
+        *(parent.parent for parent in ROOT.parents if parent.name == "custom_nodes"),
+        Path.home() / "ComfyUI",
+    ):
+        if (folder / "main.py").is_file():
+            return folder
+    return None
+
+
+@dataclass
+class Outcome:
+    """What one prompt led to.
+
+    Attributes:
+        status: "success", "error" or "interrupted".
+        message: The error's sentence.
+        ran: Ids of the nodes that were executed, not served from the cache.
+        progress: Values that arrived.
+        previews: Live previews that arrived, as pictures.
+        outputs: By node id, as the history holds them.
+        seconds: Until the end.
+    """
+
+    status: str = "success"
+    message: str = ""
+    ran: list[str] = field(default_factory=list)
+    progress: list[int] = field(default_factory=list)
+    previews: list[Image.Image] = field(default_factory=list)
+    outputs: dict = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Comfy:
+    """One server.
+
+    Args:
+        source: ComfyUI's folder.
+        base: An empty folder for its models, pictures and custom nodes; `source` itself stays untouched.
+        environment: Variables to set or, with None, to remove.
+    """
+
+    def __init__(self, source: Path, base: Path, environment: dict[str, str] | None = None) -> None:
+        self.base, self.log_path = base, base / "log.txt"
+        for folder in ("custom_nodes", "input", "output", "models/dino"):
+            (base / folder).mkdir(parents=True)
+        (base / "custom_nodes" / "ComfyUI-Splice").symlink_to(ROOT)
+        (base / "custom_nodes" / "test_tensors.py").write_text(TENSORS)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        port = self.address.rpartition(":")[2]
+        options = ["--cpu", "--disable-auto-launch", "--disable-api-nodes", "--listen", "127.0.0.1"]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "main.py", *options, "--port", port, "--base-directory", str(base)],
+                cwd=source,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                self.get("/queue")
+                return
+            except (urllib.error.URLError, OSError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    last = [line for line in self.log().splitlines() if line.strip()][-1:]
+                    raise RuntimeError(f"{source}/main.py does not start: {''.join(last)}") from None
+                time.sleep(0.2)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: object = None) -> bytes:
+        data = json.dumps(body if body is not None else {}).encode()
+        request = urllib.request.Request(
+            f"http://{self.address}{path}", data, {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+    def run(self, graph: dict, on_progress: Callable[[int], None] | None = None) -> Outcome:
+        """Runs an API graph to its end.
+
+        Args:
+            graph: Nodes by id.
+            on_progress: Called with each progress value that arrives.
+        """
+        return asyncio.run(self._run(graph, on_progress))
+
+    def pictures(self, outcome: Outcome, node: str) -> list[np.ndarray]:
+        """What a SaveImage node wrote, each `[H, W, 3]` of 8 bits."""
+        return [
+            np.asarray(Image.open(self.base / "output" / one["filename"])) for one in outcome.outputs[node]["images"]
+        ]
+
+    async def _run(self, graph: dict, on_progress: Callable[[int], None] | None) -> Outcome:
+        import aiohttp
+
+        outcome, client = Outcome(), uuid.uuid4().hex
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"http://{self.address}/ws?clientId={client}", max_msg_size=0) as events,
+        ):
+            await events.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            started = time.monotonic()
+            async with session.post(
+                f"http://{self.address}/prompt", json={"prompt": graph, "client_id": client}
+            ) as answer:
+                body = await answer.json()
+            if answer.status != 200:
+                details = [error["details"] for node in body["node_errors"].values() for error in node["errors"]]
+                return Outcome("error", "; ".join([body["error"]["message"], *details]))
+            async for event in events:
+                if event.type == aiohttp.WSMsgType.BINARY:
+                    start = event.data.find(b"\xff\xd8\xff")
+                    if start >= 0:
+                        outcome.previews.append(Image.open(io.BytesIO(event.data[start:])))
+                    continue
+                kind, data = (message := json.loads(event.data))["type"], message["data"]
+                if data.get("prompt_id") != body["prompt_id"]:
+                    continue
+                if kind == "executing" and data["node"]:
+                    outcome.ran.append(data["node"])
+                elif kind == "progress":
+                    outcome.progress.append(data["value"])
+                    if on_progress:
+                        await asyncio.to_thread(on_progress, data["value"])
+                elif kind == "execution_error":
+                    outcome.status, outcome.message = "error", data["exception_message"].strip()
+                elif kind == "execution_interrupted":
+                    outcome.status = "interrupted"
+                if kind in ("execution_success", "execution_error", "execution_interrupted"):
+                    break
+            outcome.seconds = time.monotonic() - started
+        while body["prompt_id"] not in (history := self.get(f"/history/{body['prompt_id']}")):
+            await asyncio.sleep(0.05)
+        outcome.outputs = history[body["prompt_id"]]["outputs"]
+        return outcome

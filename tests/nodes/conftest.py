@@ -1,0 +1,99 @@
+"""The host: a real ComfyUI, or the reason why there is none."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from splice_engine import OFFLINE_BACKBONE, save_picture
+
+LOCATION = importlib.util.spec_from_file_location("comfy_process", Path(__file__).with_name("comfy.py"))
+comfy = sys.modules["comfy_process"] = importlib.util.module_from_spec(LOCATION)
+LOCATION.loader.exec_module(comfy)
+
+
+@pytest.fixture(scope="session")
+def start_host(tmp_path_factory, weights_file):
+    """Starts a server in an empty folder of its own."""
+    source = comfy.find()
+    if source is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_DIR to its folder")
+    servers = []
+
+    def start(**environment):
+        try:
+            servers.append(comfy.Comfy(source, tmp_path_factory.mktemp("comfyui"), environment))
+        except RuntimeError as error:
+            pytest.skip(f"{error} (install ComfyUI's requirements into {sys.executable}'s environment)")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def host(start_host, pair):
+    """The server of this session, with the demo pair among its input pictures."""
+    server = start_host()
+    for name, picture in zip(("structure.png", "appearance.png"), pair, strict=True):
+        save_picture(picture, server.base / "input" / name)
+    return server
+
+
+@pytest.fixture
+def tensor(host):
+    """Makes a node that gives a tensor."""
+
+    def make(value, kind="TestImage"):
+        name = f"{abs(hash(value))}.pt"
+        torch.save(value, host.base / "custom_nodes" / name)
+        return {"class_type": kind, "inputs": {"name": name}}
+
+    return make
+
+
+@pytest.fixture
+def graph():
+    """A graph with one node of the given kind under the id "it", fed with the demo pair; its image is saved."""
+
+    def make(kind, nodes=None, save=0, **inputs):
+        given = {
+            "SpliceAppearanceTransfer": {
+                "structure": ["a", 0],
+                "appearance": ["b", 0],
+                "backbone_name": OFFLINE_BACKBONE,
+                "preset": "paper",
+                "steps": 2,
+                "size": 64,
+                "seed": 0,
+            },
+            "SpliceOptimizer": {
+                "structure": ["a", 0],
+                "appearance": ["b", 0],
+                "backbone": ["vit", 0],
+                "preset": "paper",
+                "steps": 2,
+                "size": 64,
+                "seed": 0,
+                "warm_steps": -1,
+                "learning_rate": 0.0,
+                "vit_size": 56,
+                "feather": 8.0,
+            },
+        }.get(kind, {})
+        return {
+            "a": {"class_type": "LoadImage", "inputs": {"image": "structure.png"}},
+            "b": {"class_type": "LoadImage", "inputs": {"image": "appearance.png"}},
+            "vit": {
+                "class_type": "SpliceLoadBackbone",
+                "inputs": {"backbone_name": OFFLINE_BACKBONE, "precision": "auto"},
+            },
+            "it": {"class_type": kind, "inputs": {**given, **inputs}},
+            "save": {"class_type": "SaveImage", "inputs": {"images": ["it", save], "filename_prefix": "out"}},
+            **(nodes or {}),
+        }
+
+    return make

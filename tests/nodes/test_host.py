@@ -1,0 +1,276 @@
+"""The nodes in a real ComfyUI: what a user sees of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from splice_engine import OFFLINE_BACKBONE, load_picture
+
+TRANSFER, OPTIMIZER = "SpliceAppearanceTransfer", "SpliceOptimizer"
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def link(name, output=0):
+    return [name, output]
+
+
+def test_loading_the_pack_is_light(host):
+    (seconds,) = re.findall(r"([\d.]+) seconds: .*ComfyUI-Splice", host.log())
+    assert float(seconds) < 1
+    assert "IMPORT FAILED" not in "".join(line for line in host.log().splitlines() if "Splice" in line)
+
+
+def test_every_node_and_input_says_what_it_is(host):
+    nodes = {name: info for name, info in host.get("/object_info").items() if name.startswith("Splice")}
+    assert len(nodes) >= 14
+    for info in nodes.values():
+        assert info["description"]
+        assert info["category"] == "Splice"
+        assert all(info["output_tooltips"])
+        for group in ("required", "optional"):
+            assert all(options.get("tooltip") for _, options in info["input"].get(group, {}).values())
+
+
+def test_the_picture_is_that_of_the_command_line(host, graph, process, tmp_path):
+    saving = {"keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix="pair")}
+    precise = node("SpliceLoadBackbone", backbone_name=OFFLINE_BACKBONE, precision="fp32")
+    outcome = host.run(graph(OPTIMIZER, {**saving, "vit": precise}, seed=7, steps=3))
+    assert outcome.status == "success", outcome.message
+    kept = load_file(host.base / "models" / "splice_generators" / "pair_00001_.safetensors")
+    pictures = [host.base / "input" / name for name in ("structure.png", "appearance.png")]
+    recipe = "--preset paper --steps 3 --size 64 --vit-size 56 --seed 7 --dtype fp32 --quiet --overwrite --backbone"
+    files = ["-o", tmp_path / "out.png", "--save-generator", tmp_path / "pair.safetensors"]
+    for _ in range(4):  # each process times two equally exact matrix products, and a busy machine may decide otherwise
+        told = process("transfer", *pictures, *recipe.split(), OFFLINE_BACKBONE, *files)
+        assert told.status == 0, told.err
+        expected = load_file(tmp_path / "pair.safetensors")
+        if all(torch.equal(kept[name], expected[name]) for name in expected):
+            break
+    else:
+        pytest.fail("the generators differ")
+    (picture,) = host.pictures(outcome, "save")
+    result = load_picture(tmp_path / "out.png")[0].permute(1, 2, 0).mul(255).round().numpy()
+    assert np.abs(picture - result).max() <= 1  # ComfyUI rounds down when it saves
+
+
+def test_the_same_inputs_are_served_from_the_cache_and_another_seed_trains(host, graph):
+    first = host.run(graph(TRANSFER, seed=20))
+    assert "it" in first.ran
+    again = host.run(graph(TRANSFER, seed=20))
+    assert (again.status, "it" in again.ran) == ("success", False)
+    other = host.run(graph(TRANSFER, seed=21))
+    assert "it" in other.ran
+    assert not np.array_equal(host.pictures(first, "save")[0], host.pictures(other, "save")[0])
+
+
+def test_previews_arrive_and_an_interruption_ends_the_run(host, graph):
+    seen = []
+
+    def interrupt(value):
+        if len(seen) == 12:
+            host.post("/interrupt")
+        seen.append(value)
+
+    outcome = host.run(graph(OPTIMIZER, steps=5000), interrupt)
+    assert outcome.status == "interrupted"
+    assert outcome.previews[0].size == (123, 97)
+    assert len(outcome.progress) <= 14  # at most one more than the one during which it was asked for
+    assert host.run(graph(OPTIMIZER, seed=1)).status == "success"
+
+
+def test_finishing_early_keeps_the_picture(host, graph):
+    show = {"log": node("PreviewAny", source=link("it", 3))}
+    outcome = host.run(graph(OPTIMIZER, show, steps=5000, seed=2), lambda _: host.post("/splice/finish"))
+    assert outcome.status == "success"
+    assert 1 <= len(outcome.outputs["log"]["text"][0].splitlines()) < 5000
+    assert host.pictures(outcome, "save")[0].shape == (97, 123, 3)
+    full = host.run(graph(OPTIMIZER, show, seed=3))
+    assert len(full.outputs["log"]["text"][0].splitlines()) == 2
+
+
+def test_an_objective_of_chained_terms(host, graph):
+    """Two appearances blended, a structure that is fixed, a term with a backbone of its own."""
+    nodes = {
+        "other": node("SpliceLoadBackbone", backbone_name=OFFLINE_BACKBONE, precision="fp32"),
+        "of a": node("SpliceExtractFeatures", image=link("a"), backbone=link("vit"), layer=-1, facet="key", size=56),
+        "of b": node("SpliceExtractFeatures", image=link("b"), backbone=link("vit"), layer=-1, facet="key", size=56),
+        "mix": node(
+            "SpliceBlendFeatures",
+            features_1=link("of a"),
+            features_2=link("of b"),
+            **{f"weight_{number}": 1.0 for number in range(1, 5)},
+        ),
+        "similar": node("SpliceSelfSimilarity", features=link("of a")),
+        "one": node("SpliceAppearanceTerm", weight=10.0, layer=-1, target=link("mix")),
+        "two": node("SpliceStructureTerm", weight=1.0, layer=-1, objective=link("one"), target=link("similar")),
+        "three": node("SpliceIdentityTerm", weight=1.0, layer=-2, objective=link("two"), backbone=link("other")),
+        "log": node("PreviewAny", source=link("it", 3)),
+        "curve": node("SaveImage", images=link("it", 2), filename_prefix="curve"),
+        "matrix": node("SaveImage", images=link("similar", 1), filename_prefix="matrix"),
+    }
+    outcome = host.run(graph(OPTIMIZER, nodes, objective=link("three"), steps=3))
+    assert outcome.status == "success", outcome.message
+    steps = [json.loads(line) for line in outcome.outputs["log"]["text"][0].splitlines()]
+    assert {"run", "step", "total", "appearance", "structure", "identity"} <= steps[2].keys()
+    (matrix,) = host.pictures(outcome, "matrix")
+    assert matrix.shape == (1 + 4 * 5, 1 + 4 * 5, 3)
+    assert (matrix.diagonal(axis1=0, axis2=1) >= 254).all()
+    assert len(np.unique(host.pictures(outcome, "curve")[0].reshape(-1, 3), axis=0)) > 5
+
+
+def test_masks_of_another_size_limit_the_change(host, graph, tensor):
+    mask = torch.zeros(1, 50, 60)
+    mask[:, :, 30:] = 1
+    masks = {"mask": tensor(mask, "TestMask")}
+    for kind, more in ((OPTIMIZER, {}), ("SpliceInstantTransfer", {})):
+        inputs = {"structure_mask": link("mask"), "appearance_mask": link("mask"), "feather": 2.0}
+        if kind != OPTIMIZER:
+            more = {"structure": link("a"), "appearance": link("b"), "backbone": link("vit"), "texture": 0.5}
+        outcome = host.run(graph(kind, masks, **inputs, **more))
+        assert outcome.status == "success", outcome.message
+        (picture,) = host.pictures(outcome, "save")
+        original = load_picture(host.base / "input" / "structure.png")[0].permute(1, 2, 0).mul(255).round().numpy()
+        assert np.abs(picture[:, :55] - original[:, :55]).max() <= 1
+        assert np.abs(picture[:, 75:] - original[:, 75:]).max() > 10
+
+
+def test_a_generator_is_saved_loaded_and_applied(host, graph):
+    saving = {"keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix="kept")}
+    trained = host.run(graph(TRANSFER, saving, seed=40))
+    assert trained.status == "success", trained.message
+    loading = {"kept": node("SpliceLoadGenerator", generator_name="kept_00001_.safetensors")}
+    applied = host.run(graph("SpliceApplyGenerator", loading, generator=link("kept"), image=link("a")))
+    assert applied.status == "success", applied.message
+    assert np.array_equal(host.pictures(applied, "save")[0], host.pictures(trained, "save")[0])
+
+
+def test_measure(host, graph):
+    nodes = {
+        "it": node(
+            "SpliceMeasure",
+            structure=link("a"),
+            appearance=link("b"),
+            output=link("a"),
+            backbone=link("vit"),
+            layer=-1,
+            size=112,
+        ),
+        "distance": node("PreviewAny", source=link("it", 0)),
+        "save": node("PreviewAny", source=link("it", 3)),
+    }
+    outcome = host.run(graph("SpliceMeasure", nodes))
+    assert outcome.status == "success", outcome.message
+    assert float(outcome.outputs["distance"]["text"][0]) < 1e-6
+    assert OFFLINE_BACKBONE in outcome.outputs["save"]["text"][0]
+
+
+PICTURE = torch.rand(1, 97, 123, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"structure": torch.cat([PICTURE, torch.ones(1, 97, 123, 1)], dim=-1)},
+        {"structure": PICTURE[..., :1]},
+        {"structure": PICTURE.repeat(2, 1, 1, 1)},
+        {"structure": PICTURE * 1.2 - 0.1},
+        {"structure_mask": torch.zeros(1, 64, 64), "appearance_mask": torch.zeros(1, 64, 64)},
+        {"structure_mask": torch.ones(1, 30, 40)},
+    ],
+    ids=["alpha", "grey", "batch", "slightly out of range", "empty masks", "full mask"],
+)
+def test_unusual_inputs_work(given, host, graph, tensor):
+    nodes = {name: tensor(value, "TestMask" if "mask" in name else "TestImage") for name, value in given.items()}
+    outcome = host.run(graph(OPTIMIZER, nodes, **{name: link(name) for name in given}))
+    assert outcome.status == "success", outcome.message
+    pictures = host.pictures(outcome, "save")
+    assert len(pictures) == len(given.get("structure", PICTURE))
+    assert pictures[0].shape == (97, 123, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"structure": PICTURE[:0]}, "the structure picture is an empty batch"),
+        ({"appearance": PICTURE[:, :16, :16]}, "the appearance picture is 16x16 pixels"),
+        (
+            {"structure": torch.full((1, 97, 123, 3), float("nan"))},
+            "the structure picture has pixels that are not numbers",
+        ),
+        ({"structure": PICTURE * 255}, "the structure picture has values from"),
+        ({"appearance": PICTURE.repeat(3, 1, 1, 1)}, "1 structure pictures need 1 or 1 appearance pictures, not 3"),
+        ({"structure_mask": torch.full((1, 9, 9), float("nan"))}, "the structure mask has values that are not numbers"),
+    ],
+    ids=["empty batch", "16x16", "NaN", "0..255", "batch of appearances", "NaN mask"],
+)
+@pytest.mark.parametrize("kind", [TRANSFER, OPTIMIZER])
+def test_bad_inputs_get_one_sentence(kind, given, sentence, host, graph, tensor):
+    nodes = {name: tensor(value, "TestMask" if "mask" in name else "TestImage") for name, value in given.items()}
+    outcome = host.run(graph(kind, nodes, **{name: link(name) for name in given}))
+    assert outcome.status == "error"
+    assert sentence in outcome.message
+    assert len(outcome.message.splitlines()) == 1
+    assert host.get("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"backbone_name": "renamed.safetensors"}, "'renamed.safetensors' not in"),
+        ({"backbone_name": "../../secret.pth"}, "'../../secret.pth' not in"),
+        ({"preset": "papre"}, "'papre' not in"),
+        ({"steps": -1}, "steps"),
+        ({"seed": "many"}, "seed"),
+        ({"size": 32}, "size must be at least 64"),
+        ({"backbone_name": "dino_vits16"}, "no weights for dino_vits16"),
+    ],
+)
+def test_bad_values_get_one_sentence(inputs, sentence, host, graph):
+    outcome = host.run(graph(TRANSFER, **inputs))
+    assert outcome.status == "error"
+    assert sentence in outcome.message
+
+
+def test_a_file_of_ones_own_and_a_damaged_one(host, graph, weights_file):
+    """Both are listed as soon as they are there."""
+    folder = host.base / "models" / "dino"
+    (folder / "mine.safetensors").write_bytes(weights_file.read_bytes())
+    (folder / "damaged.safetensors").write_bytes(b"nothing")
+    assert host.run(graph(TRANSFER, backbone_name="mine.safetensors", steps=1)).status == "success"
+    outcome = host.run(graph(TRANSFER, backbone_name="damaged.safetensors"))
+    assert outcome.status == "error"
+    assert "damaged.safetensors cannot be read as weights" in outcome.message
+    (folder / "mine.safetensors").unlink()
+    gone = host.run(graph(TRANSFER, backbone_name="mine.safetensors", steps=1, seed=3))
+    assert gone.status == "error"
+    assert "mine.safetensors" in gone.message
+
+
+def test_without_timm_the_server_starts_and_the_error_names_the_command(start_host, graph, tmp_path, pair):
+    (tmp_path / "timm.py").write_text("raise ImportError('no timm here')\n")
+    server = start_host(PYTHONPATH=str(tmp_path))
+    outcome = server.run(
+        {
+            "vit": node("SpliceLoadBackbone", backbone_name=OFFLINE_BACKBONE, precision="auto"),
+            "of": node(
+                "SpliceExtractFeatures",
+                image=link("blank"),
+                backbone=link("vit"),
+                layer=-1,
+                facet="key",
+                size=56,
+            ),
+            "blank": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+            "it": node("SpliceSelfSimilarity", features=link("of")),
+            "save": node("PreviewImage", images=link("it", 1)),
+        }
+    )
+    assert outcome.status == "error"
+    assert re.search(r'-m pip install "timm>=[\d.]+"', outcome.message)

@@ -1,0 +1,106 @@
+"""The shipped workflows, against what ComfyUI said of the nodes in them (`object_info.json`)."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+INFO = json.loads(Path(__file__).with_name("object_info.json").read_text(encoding="utf-8"))
+NOTES = {"MarkdownNote", "Note"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def inputs(kind):
+    """Name, type and options of each input of a node, in the order of its widgets."""
+    for group in ("required", "optional"):
+        for name, (type_, *rest) in INFO[kind]["input"].get(group, {}).items():
+            options = dict(rest[0]) if rest else {}
+            if isinstance(type_, list):
+                type_, options = "COMBO", {"options": type_, **options}
+            yield name, type_, options, group
+
+
+def check_widget(value, type_, options, where):
+    if type_ == "COMBO":
+        # Which pictures and checkpoints there are is the user's affair.
+        assert value in options["options"] or options.get("image_upload") or str(value).endswith(".safetensors"), where
+    elif type_ in ("INT", "FLOAT"):
+        assert options.get("min", value) <= value <= options.get("max", value), where
+    else:
+        assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[type_]), where
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_are_workflows():
+    assert len(WORKFLOWS) >= 7
+    assert len({json.loads(path.read_text(encoding="utf-8"))["id"] for path in WORKFLOWS}) == len(WORKFLOWS)
+
+
+def test_format(workflow):
+    assert workflow["version"] == 0.4
+    assert uuid.UUID(workflow["id"])
+
+
+def test_widgets_hold_what_the_nodes_take(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        values = iter(node["widgets_values"])
+        for name, type_, options, _ in inputs(node["type"]):
+            if type_ not in WIDGETS:
+                continue
+            check_widget(next(values), type_, options, f"{node['type']}.{name}")
+            if options.get("control_after_generate"):
+                assert next(values) == "fixed"
+            if options.get("image_upload"):
+                assert next(values) == "image"
+        assert list(values) == []
+
+
+def test_links_join_sockets_of_one_type(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, output, target, slot, type_ in workflow["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        socket = nodes[target]["inputs"][slot]
+        assert socket["link"] == link
+        assert INFO[nodes[source]["type"]]["output"][output] == type_
+        wanted = {name: expected for name, expected, *_ in inputs(nodes[target]["type"])}[socket["name"]]
+        assert wanted in (type_, "*")
+
+
+def test_required_sockets_are_connected(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        linked = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
+        needed = {
+            name for name, type_, _, group in inputs(node["type"]) if group == "required" and type_ not in WIDGETS
+        }
+        assert needed <= linked, node["type"]
+        assert [output["name"] for output in node["outputs"]] == INFO[node["type"]]["output_name"]
+
+
+def test_nodes_do_not_overlap(workflow):
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    for index, (x, y, width, height) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height in boxes[:index]:
+            apart_x = x >= other_x + other_width or other_x >= x + width
+            apart_y = y - 30 >= other_y + other_height or other_y - 30 >= y + height  # a title is 30 high
+            assert apart_x or apart_y
+
+
+def test_every_node_of_ours_has_a_place_a_page_and_a_translation():
+    ours = {name for name in INFO if name.startswith("Splice")}
+    used = {node["type"] for path in WORKFLOWS for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+    shown_only_with_others = {"SpliceLoadGenerator", "SpliceSelfSimilarity"}
+    assert ours - used <= shown_only_with_others
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ours
+    names = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert names.keys() == ours
