@@ -36,7 +36,7 @@ from .console import (
 from .demo import load_pair
 from .devices import is_out_of_memory, pick_device
 from .errors import SpliceError
-from .files import check_place, write_error
+from .files import cache_folder, check_place, write_error
 from .generator import Generator
 from .images import (
     check_mask,
@@ -190,7 +190,7 @@ def _weights_get(options: argparse.Namespace) -> int:
 
 def _weights_where(options: argparse.Namespace) -> int:
     if options.name is None:
-        print(weights.cache_folder())
+        print(cache_folder())
         return 0
     path = weights.find(lookup(options.name))
     if path is None:

@@ -10,6 +10,14 @@ from pathlib import Path
 from .errors import SpliceError
 
 
+def cache_folder() -> Path:
+    """For fetched weights and notes on the machine's speed: `$SPLICE_CACHE`, else `splice-vit` in the user's cache."""
+    if chosen := os.environ.get("SPLICE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "splice-vit"
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that takes its place when the block ends well and vanishes when it does not."""

@@ -2,19 +2,23 @@
 
 Torch sends fp32 products on the CPU to the BLAS it was built with. On many processors oneDNN's kernels are faster, and
 torch uses them once told that bf16 products would do; on a processor without bf16 matrix tiles oneDNN then still
-computes in full fp32, on one with such tiles it really drops to bf16. So the choice is measured, both ways, once a
-process.
+computes in full fp32, on one with such tiles it really drops to bf16. So the choice is measured, both ways, and kept in
+the engine's cache: one seed gives the same bits in every process of a machine, however busy it is.
 """
 
+import json
+import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .files import atomic_path, cache_folder
 
 TOLERANCE = 5e-6
 """Largest error allowed, relative to the largest entry of the product; torch's own fp32 product is near 1e-6."""
@@ -29,7 +33,7 @@ SHAPE = (512, 1536, 384)
 @contextmanager
 def fast_fp32() -> Iterator[None]:
     """Within the block, fp32 matrix products on the CPU take oneDNN's kernels if they are faster and as exact."""
-    if not _onednn_wins():
+    if not _onednn_pays():
         yield
         return
     with _onednn():
@@ -50,6 +54,10 @@ def _onednn() -> Iterator[None]:
 @cache
 def bf16_pays() -> bool:
     """Whether this CPU computes bf16 matrix products clearly faster than fp32 ones."""
+    return _remembered("bf16", _bf16_wins)
+
+
+def _bf16_wins() -> bool:
     x, weight = _operands()
     low_x, low_weight = x.bfloat16(), weight.bfloat16()
     with fast_fp32():
@@ -58,6 +66,10 @@ def bf16_pays() -> bool:
 
 
 @cache
+def _onednn_pays() -> bool:
+    return _remembered("onednn", _onednn_wins)
+
+
 def _onednn_wins() -> bool:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.backends.mkldnn, "matmul")):
         return False
@@ -73,6 +85,25 @@ def _onednn_wins() -> bool:
         return False
     plain, fast = _race(lambda: F.linear(x, weight), onednn)
     return fast < DECISIVE * plain
+
+
+def _remembered(name: str, measure: Callable[[], bool]) -> bool:
+    """What was measured on this machine before, else what is measured now."""
+    machine = (platform.node(), torch.backends.cpu.get_cpu_capability(), torch.__version__, torch.get_num_threads())
+    path = cache_folder() / f"{name}.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    key = " ".join(map(str, machine))
+    if not isinstance(known.get(key), bool):
+        known[key] = measure()
+        with suppress(OSError):  # a cache that cannot be written costs repeatability, not the run
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return bool(known[key])
 
 
 def _operands() -> tuple[Tensor, Tensor]:

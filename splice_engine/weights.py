@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import importlib.util
-import os
 import pickle
 import re
 import tempfile
@@ -18,19 +17,11 @@ from torch import Tensor
 
 from .catalogue import CATALOGUE, OFFLINE_BACKBONE, Entry
 from .errors import SpliceError
-from .files import atomic_path, write_error
+from .files import atomic_path, cache_folder, write_error
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer; a dead network must not cost minutes."""
-
-
-def cache_folder() -> Path:
-    """Where fetched weights live: `$SPLICE_CACHE`, else `splice-vit` in the user's cache folder."""
-    if chosen := os.environ.get("SPLICE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "splice-vit"
 
 
 def find(entry: Entry, folders: Iterable[Path] = ()) -> Path | None:

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from splice_engine import CATALOGUE, OFFLINE_BACKBONE, Backbone, Generator, Request, SpliceError
 from splice_engine.catalogue import lookup
-from splice_engine.weights import cache_folder, find, get, identify, read
+from splice_engine.files import cache_folder
+from splice_engine.weights import find, get, identify, read
 
 CONVERTED = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"
 DINO = lookup("dino_vits16")
