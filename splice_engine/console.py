@@ -161,13 +161,13 @@ def count(text: str) -> int:
 
 def add_settings(parser: argparse.ArgumentParser, recipe: type[Recipe]) -> None:
     """One option for each number of a recipe; those not given keep the preset's value."""
-    group = parser.add_argument_group("recipe (defaults: the preset's)")
+    group = parser.add_argument_group("recipe (default: the preset's own number; in brackets that of `paper`)")
     for item in dataclasses.fields(recipe):
         optional = type(None) in get_args(item.type)
         flag = f"--{item.name.replace('_', '-')}"
         kind: dict[str, Any] = {
             "default": argparse.SUPPRESS,
-            "help": f"{item.metadata['help']} (paper: {item.default})",
+            "help": f"{item.metadata['help']} ({item.default})",
         }
         if isinstance(item.default, bool):
             kind["action"] = argparse.BooleanOptionalAction

@@ -47,14 +47,10 @@ def test_the_picture_is_that_of_the_command_line(host, graph, process, tmp_path)
     pictures = [host.base / "input" / name for name in ("structure.png", "appearance.png")]
     recipe = "--preset paper --steps 3 --size 64 --vit-size 56 --seed 7 --dtype fp32 --quiet --overwrite --backbone"
     files = ["-o", tmp_path / "out.png", "--save-generator", tmp_path / "pair.safetensors"]
-    for _ in range(4):  # each process times two equally exact matrix products, and a busy machine may decide otherwise
-        told = process("transfer", *pictures, *recipe.split(), OFFLINE_BACKBONE, *files)
-        assert told.status == 0, told.err
-        expected = load_file(tmp_path / "pair.safetensors")
-        if all(torch.equal(kept[name], expected[name]) for name in expected):
-            break
-    else:
-        pytest.fail("the generators differ")
+    told = process("transfer", *pictures, *recipe.split(), OFFLINE_BACKBONE, *files)
+    assert told.status == 0, told.err
+    expected = load_file(tmp_path / "pair.safetensors")
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
     (picture,) = host.pictures(outcome, "save")
     result = load_picture(tmp_path / "out.png")[0].permute(1, 2, 0).mul(255).round().numpy()
     assert np.abs(picture - result).max() <= 1  # ComfyUI rounds down when it saves
