@@ -107,7 +107,15 @@ def _train(
 ) -> int:
     check_picture(structure, "structure picture"), check_picture(appearance, "appearance picture")
     backbone = load_backbone(options)
-    run = Transfer(structure, appearance, backbone, settings, structure_mask=masks[0], appearance_mask=masks[1])
+    run = Transfer(
+        structure,
+        appearance,
+        backbone,
+        settings,
+        structure_mask=masks[0],
+        appearance_mask=masks[1],
+        generator=Generator.load(options.start) if options.start else None,
+    )
     started = time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(closing(Log(options.log))) if options.log else None
@@ -243,6 +251,9 @@ def _add_training(parser: argparse.ArgumentParser, default_backbone: str = DEFAU
     add_dtype(parser)
     parser.add_argument(
         "--save-generator", type=Path, metavar="FILE", help="keep the trained generator, as .safetensors"
+    )
+    parser.add_argument(
+        "--start", type=Path, metavar="FILE", help="set out from a saved generator, in the place of a warm start"
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="losses of every step, as lines of JSON")
     parser.add_argument("--every", type=count, metavar="N", help="also write the picture every N steps")

@@ -63,6 +63,7 @@ class Transfer:
         structure_mask: `[1, 1, H, W]` in 0..1, of any size: where the picture may change. Of A, the terms see only what
             it covers.
         appearance_mask: Likewise: the part of B that is the appearance.
+        generator: Training sets out from a copy of it, in the place of a warm start.
 
     Raises:
         SpliceError: A picture, a mask or an objective that cannot be worked with.
@@ -77,7 +78,10 @@ class Transfer:
         objective: Objective | None = None,
         structure_mask: Tensor | None = None,
         appearance_mask: Tensor | None = None,
+        generator: Generator | None = None,
     ) -> None:
+        if generator is not None:
+            settings = replace(settings, warm_steps=0)
         self.settings = settings
         self.device = backbone.device
         self.picture = check_picture(structure, "structure picture")
@@ -129,9 +133,11 @@ class Transfer:
             if settings.texture:
                 self._texture_layer = partial(palette.texture_layer, texture=settings.texture)
                 self.texture = resize(self._texture_layer(min(at)), at)
-        self._trained = Generator(seed=settings.seed).to(self.device)
+        start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
+        self._trained = start.to(self.device)
         self._trained.metadata.update(size=settings.size, backbone=backbone.name)
         self.step = 0
+        self._begun = generator is not None or settings.warm_steps > 0
         self._average = copy.deepcopy(self._trained) if settings.ema else None
         self._views = Views(settings, torch.Generator().manual_seed(settings.seed))
         self._forward = torch.compile(self._trained, dynamic=True) if settings.compile else self._trained
@@ -219,7 +225,7 @@ class Transfer:
     def _learn(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the recipe."""
         settings, index = self.settings, self.step - self.settings.warm_steps
-        first = index == 0 and not settings.warm_steps and "appearance" in self.objective.terms
+        first = index == 0 and not self._begun and "appearance" in self.objective.terms
         names = ["appearance"] if first else None  # so the recipe begins
         fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
         streams, masks = self._view_of_structure()

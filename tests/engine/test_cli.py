@@ -117,6 +117,16 @@ def test_the_generator_that_is_saved_is_the_one_that_made_the_picture(transfer, 
     assert torch.equal(load_picture(applied), load_picture(files.result))
 
 
+def test_a_run_goes_on_from_a_saved_generator(transfer, files):
+    transfer("--steps", 2, "--learning-rate", 0.02, "--save-generator", files.generator)
+    first = load_picture(files.result)
+    slow = ("--steps", 1, "--learning-rate", 0, "--overwrite")
+    transfer(*slow, "--start", files.generator)
+    assert torch.equal(load_picture(files.result), first)
+    transfer(*slow)
+    assert not torch.equal(load_picture(files.result), first)
+
+
 def test_a_warm_start_is_logged_too(transfer, files):
     result = transfer("--steps", 2, "--warm-steps", 3, "--log", files.log)
     assert result.out.startswith("5 steps in ")
@@ -333,6 +343,8 @@ BAD_OPTIONS = {
     "log is a folder": (("--log", "{root}/out"), ("it is a folder",)),
     "strip of no format": (("--strip", "{root}/out/strip.txt"), ("'.txt' is no picture format",)),
     "strip over the result": (("--strip", "{root}/out/result.png"), ("result.png",)),
+    "start from nothing": (("--start", "{root}/none.safetensors"), ("no generator at",)),
+    "start from a picture": (("--start", "{root}/in/structure.png"), ("cannot be read as a generator",)),
     "generator in a missing folder": (("--save-generator", "{root}/none/g.safetensors"), ("no folder",)),
 }
 

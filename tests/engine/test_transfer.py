@@ -109,6 +109,19 @@ def test_a_warm_start_comes_before_the_recipe(begin):
     assert steps[-1].total.item() == pytest.approx(total, rel=1e-5)
 
 
+def test_a_run_sets_out_from_a_generator(pair, judge):
+    settings = preset("paper", **{**SMALL, "warm_steps": 4})
+    taught, _ = finish(Transfer(*pair, judge, settings))
+    before = copy.deepcopy(taught.generator.state_dict())
+    run = Transfer(*pair, judge, settings, generator=taught.generator)
+    assert len(run) == SMALL["steps"]  # no warm start
+    assert torch.equal(run.image(), taught.image())
+    first = next(iter(run))
+    assert set(first.losses) > {"appearance", "structure", "identity"}  # not the first step of a recipe from noise
+    assert not torch.equal(run.image(), taught.image())
+    assert all(torch.equal(before[name], value) for name, value in taught.generator.state_dict().items())
+
+
 @pytest.mark.parametrize("size", [None, 80])
 def test_texture_lies_over_the_output(size, begin, pair, judge):
     run, _ = finish(begin(texture=0.5, warm_steps=2, steps=1))
