@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from skimage.color import rgb2lab
 
 from splice_engine import (
@@ -36,7 +35,7 @@ from splice_engine import (
 )
 from splice_engine.devices import pick_device, pick_dtype
 from splice_engine.images import from_pil, resize, short_side_size, sides
-from splice_engine.pictures import comparison_strip
+from splice_engine.pictures import sheet
 
 DISTANCES = ("structure", "appearance", "colour")
 PLAIN_STEPS = 1000
@@ -147,21 +146,15 @@ def main():
     text = "\n".join(table(rows, options.run, [folder.name for folder in pairs], options.seeds))
     print(text)
     for name in options.run:
-        sheets = []
+        strips = []
         for folder in pairs:
             shown = {kind: next(folder.glob(f"{kind}.*"), None) for kind in ("structure", "appearance")}
             shown.update(
                 {f"{name}, seed {seed}": options.output / name / f"{folder.name}-{seed}.png" for seed in options.seeds}
             )
             shown["the paper's"] = next(folder.glob("paper.*"), None)
-            shown = {label: load_picture(path) for label, path in shown.items() if path and path.exists()}
-            sheets.append(comparison_strip(shown))
-        sheet = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
-        top = 0
-        for strip in sheets:
-            sheet.paste(strip, (0, top))
-            top += strip.height
-        save_picture(from_pil(sheet), options.output / f"{name}.png", overwrite=True)
+            strips.append({label: load_picture(path) for label, path in shown.items() if path and path.exists()})
+        save_picture(from_pil(sheet(strips)), options.output / f"{name}.png", overwrite=True)
 
 
 if __name__ == "__main__":

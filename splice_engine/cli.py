@@ -245,9 +245,11 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--appearance-mask", type=Path, metavar="FILE", help="white where the appearance is taken from")
 
 
-def _add_training(parser: argparse.ArgumentParser, default_backbone: str = DEFAULT_BACKBONE) -> None:
+def _add_training(
+    parser: argparse.ArgumentParser, default_backbone: str = DEFAULT_BACKBONE, default_preset: str = DEFAULT_PRESET
+) -> None:
     add_backbone(parser, default_backbone)
-    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=PRESETS, help="the recipe (default: %(default)s)")
+    parser.add_argument("--preset", default=default_preset, choices=PRESETS, help="the recipe (default: %(default)s)")
     add_dtype(parser)
     parser.add_argument(
         "--save-generator", type=Path, metavar="FILE", help="keep the trained generator, as .safetensors"
@@ -338,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: %(default)s)",
     )
     demo.add_argument("--overwrite", action="store_true", help="replace files that are there already")
-    _add_training(demo, OFFLINE_BACKBONE)
+    _add_training(demo, OFFLINE_BACKBONE, "draft")
     return parser
 
 
