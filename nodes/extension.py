@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import backbone, features, generator, host, measure, objective, transfer
+from . import backbone, features, generator, host, measure, objective, transfer, vision
 
 
 class SpliceExtension(ComfyExtension):
@@ -26,4 +26,9 @@ class SpliceExtension(ComfyExtension):
             generator.SaveGenerator,
             generator.LoadGenerator,
             measure.Measure,
+            vision.PCA,
+            vision.SimilarityMap,
+            vision.AttentionMap,
+            vision.InvertFeatures,
+            vision.Ablation,
         ]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import comfy.model_management as mm
 import folder_paths
@@ -22,6 +23,7 @@ from ..splice_engine import (
     Backbone,
     Features,
     Generator,
+    Inversion,
     Objective,
     Settings,
     SpliceError,
@@ -59,6 +61,8 @@ NO_MEMORY = "out of memory even in the lightest way: use smaller pictures, a low
 
 finish_early = threading.Event()
 """Set to end the run under way after its current step and to keep its picture."""
+
+Run = TypeVar("Run", Transfer, Inversion)
 
 
 def register_folders() -> None:
@@ -142,6 +146,14 @@ def pictures(image: Tensor, what: str) -> list[Tensor]:
     return [check_picture(picture, what) for picture in copies.split(1)]
 
 
+def selection(mask: Tensor | None) -> Tensor | None:
+    """A MASK `[B, h, w]` as engine masks `[B, 1, h, w]`, copied; call it while `working`.
+
+    An all-zero one is none: `LoadImage` gives such, of 64x64 pixels, for every picture without transparency.
+    """
+    return None if mask is None or not mask.any() else mask[:, None].to("cpu", torch.float32, copy=True)
+
+
 def kept(features: Features) -> Features:
     """Features where ComfyUI keeps what passes between nodes."""
     device = mm.intermediate_device()
@@ -156,6 +168,11 @@ def kept(features: Features) -> Features:
 def image(results: Sequence[Tensor]) -> Tensor:
     """Engine pictures `[1, 3, H, W]` of one size as an IMAGE."""
     return torch.cat(list(results)).detach().clamp(0, 1).movedim(1, -1).to(mm.intermediate_device())
+
+
+def mask(results: Tensor) -> Tensor:
+    """Engine masks `[B, 1, H, W]` as a MASK."""
+    return results[:, 0].detach().clamp(0, 1).to(mm.intermediate_device())
 
 
 @dataclass(frozen=True)
@@ -186,11 +203,11 @@ def pairs(
     a = pictures(structure, "structure picture")
     b = _for_each(pictures(appearance, "appearance picture"), len(a), "appearance pictures")
     a_masks, b_masks = (
-        _for_each([None] if mask is None else list(mask), len(a), f"{what} masks")
+        _for_each([None] if mask is None else list(mask.split(1)), len(a), f"{what} masks")
         for what, mask in (("structure", structure_mask), ("appearance", appearance_mask))
     )
     return [
-        Pair(*both, *(_mask(mask) for mask in masks))
+        Pair(*both, *(selection(mask) for mask in masks))
         for both, masks in zip(zip(a, b, strict=True), zip(a_masks, b_masks, strict=True), strict=True)
     ]
 
@@ -201,23 +218,37 @@ def _for_each(given: list, count: int, what: str) -> list:
     return given * (count // len(given))
 
 
-def _mask(given: Tensor | None) -> Tensor | None:
-    """A mask `[h, w]` as an engine mask `[1, 1, h, w]`, copied.
+class Progress:
+    """A node's progress bar over the steps of all its runs, which take place one after the other."""
 
-    An all-zero one is none: `LoadImage` gives such, of 64x64 pixels, for every picture without transparency.
-    """
-    return None if given is None or not given.any() else given[None, None].to("cpu", torch.float32, copy=True)
+    def __init__(self, steps: int) -> None:
+        self._bar, self._steps, self._before = ProgressBar(steps), steps, 0
+
+    def show(self, step: int, preview: Tensor | None = None) -> None:
+        """Tells how many steps of the run under way are done, and its picture so far `[1, 3, H, W]`."""
+        glimpse = None if preview is None else to_pil(preview)
+        self._bar.update_absolute(self._before + step, self._steps, glimpse and ("JPEG", glimpse, max(glimpse.size)))
+
+    def next(self, steps: int) -> None:
+        """Counts a run of so many steps as done."""
+        self._before += steps
+        self.show(0)
 
 
 def train(
-    pair: Pair, patchers: Sequence[ModelPatcher], settings: Settings, terms: Sequence[Term] = ()
+    pair: Pair,
+    patchers: Sequence[ModelPatcher],
+    settings: Settings,
+    progress: Progress,
+    terms: Sequence[Term] = (),
 ) -> tuple[Transfer, list[dict[str, float]]]:
-    """A whole run with progress, live preview and interruption; in lighter ways where memory does not suffice.
+    """A whole run, `watched`; in lighter ways where memory does not suffice.
 
     Args:
         pair: What it works on.
         patchers: The backbones that take part, that of the run first.
         settings: The recipe.
+        progress: The node's.
         terms: Of an objective that replaces the recipe's own.
 
     Returns:
@@ -227,12 +258,14 @@ def train(
         SpliceError: The run's own, or not even the lightest way had enough memory.
     """
     while True:
-        judge, *_ = place(patchers, _step_bytes(pair.structure, patchers, settings))
+        judge, *_ = place(patchers, step_bytes(pair.structure, patchers, settings))
         objective = (
             Objective(terms, judge, settings.vit_size, settings.vit_longest, settings.recompute) if terms else None
         )
         try:
-            return _train(Transfer(pair.structure, pair.appearance, judge, settings, objective, **pair.masks))
+            return watched(
+                Transfer(pair.structure, pair.appearance, judge, settings, objective, **pair.masks), progress
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -256,8 +289,13 @@ def apply(generator: Generator, originals: Sequence[Tensor]) -> list[Tensor]:
         generator.to("cpu")
 
 
-def _train(run: Transfer) -> tuple[Transfer, list[dict[str, float]]]:
-    bar, steps = ProgressBar(run.steps), []
+def watched(run: Run, progress: Progress) -> tuple[Run, list[dict[str, float]]]:
+    """Takes a run to its end with progress, live preview and interruption.
+
+    Returns:
+        The run, and the losses of its steps: fewer than planned where `finish_early` was set.
+    """
+    steps = []
     preview = min(PREVIEW_SIZE, *sides(run.picture))
     started = shown = told = time.monotonic()
     spent = 0.0
@@ -268,22 +306,22 @@ def _train(run: Transfer) -> tuple[Transfer, list[dict[str, float]]]:
             steps.append(step)
             now = time.monotonic()
             if now - shown >= PREVIEW_SECONDS and spent <= PREVIEW_SHARE * (now - started):
-                glimpse = to_pil(run.image(preview))
-                bar.update_absolute(run.step, run.steps, ("JPEG", glimpse, max(glimpse.size)))
+                progress.show(run.step, run.image(preview))
                 told = shown = time.monotonic()
                 spent += shown - now
             elif now - told >= PROGRESS_SECONDS:
-                bar.update_absolute(run.step, run.steps)
+                progress.show(run.step)
                 told = now
             if finish_early.is_set():
                 log.info("Splice: finished early, after %d of %d steps", run.step, run.steps)
                 break
+        progress.next(run.steps)
         return run, [step.floats() for step in steps]
     finally:
         del run  # an exception on its way keeps this frame, which must not keep the run's memory
 
 
-def _step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Settings) -> int:
+def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Settings) -> int:
     """About what a step keeps on the device: two outputs of the generator, and two passes through each ViT."""
     height, width = sides(structure)
     share = min(1.0, (settings.size or height) / min(height, width))

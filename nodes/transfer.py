@@ -1,8 +1,9 @@
 """Transfers: the training, in one node and composable, and the instant one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -23,6 +24,11 @@ SAFE_INTEGER = 2**53 - 1
 """The largest that the browser counts exactly."""
 
 BATCH = "A batch is one run for each picture, all with the same seed; the generator is then that of the last."
+
+TRAINING_SIZE = (
+    "Short side in pixels at which the pair is trained on; time and memory grow with its square, the result has full "
+    "size all the same."
+)
 
 
 def pair_inputs(batch: str = BATCH) -> list[io.Input]:
@@ -60,12 +66,14 @@ def mask_inputs() -> list[io.Input]:
     ]
 
 
-def recipe_inputs() -> list[io.Input]:
+def recipe_inputs(
+    presets: Iterable[str] = PRESETS, default: str = DEFAULT_PRESET, size: str = TRAINING_SIZE
+) -> list[io.Input]:
     return [
         io.Combo.Input(
             "preset",
-            options=list(PRESETS),
-            default=DEFAULT_PRESET,
+            options=list(presets),
+            default=default,
             tooltip="The recipe; `paper` is the paper's own.",
         ),
         io.Int.Input("steps", default=0, min=0, max=100_000, tooltip="Steps of the recipe; 0: the preset's."),
@@ -75,8 +83,7 @@ def recipe_inputs() -> list[io.Input]:
             min=0,
             max=8192,
             step=8,
-            tooltip="Short side in pixels at which the pair is trained on; time and memory grow with its square, the "
-            "result has full size all the same. 0: the preset's.",
+            tooltip=f"{size} 0: the preset's.",
         ),
         io.Int.Input(
             "seed",
@@ -93,10 +100,16 @@ def generator_output() -> io.Output:
     return sockets.Generator.Output("generator", tooltip="What was learnt, for other pictures of the same kind.")
 
 
-def chosen(name: str, **widgets: float) -> Settings:
-    """The preset with what the widgets change; those at 0 change nothing, save the seed."""
+def chosen(name: str, recipe: Callable[..., Any] = preset, **widgets: float) -> Any:
+    """The preset with what the widgets change; those at 0 change nothing, save the seed.
+
+    Args:
+        name: Of the preset.
+        recipe: The engine's `preset` or `inversion_preset`.
+        widgets: By the names of the settings.
+    """
     seed = widgets.pop("seed")
-    return preset(name, seed=seed, **{key: value for key, value in widgets.items() if value})
+    return recipe(name, seed=seed, **{key: value for key, value in widgets.items() if value})
 
 
 @dataclass(frozen=True)
@@ -118,9 +131,9 @@ def transferred(
     pairs: Sequence[host.Pair], patchers: Sequence[ModelPatcher], settings: Settings, terms: Sequence[Term] = ()
 ) -> Outcome:
     """One run for each pair; call it while `host.working`."""
-    results, losses = [], []
+    results, losses, progress = [], [], host.Progress(len(pairs) * settings.all_steps)
     for pair in pairs:
-        run, steps = host.train(pair, patchers, settings, terms)
+        run, steps = host.train(pair, patchers, settings, progress, terms)
         results.append(run.image().cpu())
         losses.append(steps)
         generator = run.generator.to("cpu")

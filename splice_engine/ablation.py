@@ -1,6 +1,6 @@
 """What each loss is good for: the same run without it (paper, figure of the ablation)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -55,3 +55,16 @@ def ablated(settings: Settings) -> dict[str, Settings]:
     changes: dict[str, dict[str, Any]] = {name.removesuffix(SUFFIX): {name: 0.0} for name in weights}
     without = {f"no {loss}": replace(settings, **change) for loss, change in changes.items()}
     return {"all losses": settings, **without}
+
+
+def ablation_rows(structure: Tensor, appearance: Tensor, results: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """An ablation as rows for `sheet`: the pair and the first result, and below them the others if there are any.
+
+    Args:
+        structure: `[1, 3, H, W]` in 0..1.
+        appearance: Likewise.
+        results: The runs' pictures by their names, in the order of `ablation`.
+    """
+    first, *others = results.items()
+    rows = [{"structure": structure, "appearance": appearance, **dict([first])}]
+    return [*rows, dict(others)] if others else rows

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ablation import ablated, ablation
-from .components import pca
+from .ablation import ablated, ablation, ablation_rows
+from .components import SELF_SIMILARITY, VIEW, pca
 from .console import (
     INTERRUPTED,
     Log,
@@ -43,12 +42,6 @@ from .settings import (
     inversion_preset,
     preset,
 )
-
-SELF_SIMILARITY = "self-similarity"
-"""The facet whose components the paper shows: rows of the keys' self-similarity."""
-
-VIEW = 448
-"""Short side in pixels at which the ViT looks at pictures for their maps."""
 
 
 def add_vision_commands(commands: Any) -> None:
@@ -223,9 +216,7 @@ def _ablate(options: argparse.Namespace) -> int:
         done = run.step == run.steps
         if not done:
             break
-    first, *others = results.items()
-    rows: list[Mapping[str, Tensor]] = [{"structure": structure, "appearance": appearance, **dict([first])}]
-    path = save_result(from_pil(sheet(rows + ([dict(others)] if others else []))), options.output)
+    path = save_result(from_pil(sheet(ablation_rows(structure, appearance, results))), options.output)
     return _told(done, started, str(path))
 
 

@@ -11,6 +11,12 @@ from .errors import SpliceError
 from .features import Features
 from .images import sides
 
+SELF_SIMILARITY = "self-similarity"
+"""What the paper shows the components of: rows of the keys' self-similarity, where else a facet is named."""
+
+VIEW = 448
+"""Short side in pixels at which the ViT looks at pictures for their maps."""
+
 COLOURS = 3
 """Components that make a picture: red, green and blue."""
 

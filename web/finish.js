@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const TRAINERS = ["SpliceAppearanceTransfer", "SpliceOptimizer"];
+const TRAINERS = ["SpliceAppearanceTransfer", "SpliceOptimizer", "SpliceInvertFeatures", "SpliceAblation"];
 
 app.registerExtension({
   name: "Splice.FinishNow",
