@@ -21,6 +21,21 @@ def layer_widget() -> io.Int.Input:
     )
 
 
+def backbone_input() -> io.Input:
+    return sockets.Backbone.Input("backbone", tooltip="From Splice Load Backbone.")
+
+
+def view_widget(default: int = VIT_SIZE) -> io.Int.Input:
+    """The choice of how finely the backbone looks."""
+    return io.Int.Input(
+        "size",
+        default=default,
+        min=32,
+        max=2048,
+        tooltip="Short side in pixels at which the backbone looks; more is finer and slower.",
+    )
+
+
 class ExtractFeatures(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,7 +46,7 @@ class ExtractFeatures(io.ComfyNode):
             description="What one block of a backbone sees in pictures.",
             inputs=[
                 io.Image.Input("image", tooltip="The pictures to look at, a batch or one."),
-                sockets.Backbone.Input("backbone", tooltip="From Splice Load Backbone."),
+                backbone_input(),
                 layer_widget(),
                 io.Combo.Input(
                     "facet",
@@ -39,13 +54,7 @@ class ExtractFeatures(io.ComfyNode):
                     default="key",
                     tooltip="What to read of each patch: the keys tell structure best, the tokens meaning.",
                 ),
-                io.Int.Input(
-                    "size",
-                    default=VIT_SIZE,
-                    min=32,
-                    max=2048,
-                    tooltip="Short side in pixels at which the backbone looks; more is finer and slower.",
-                ),
+                view_widget(),
             ],
             outputs=[sockets.Features.Output("features", tooltip="One [CLS] token for each picture, and its patches.")],
         )

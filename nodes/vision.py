@@ -22,24 +22,9 @@ from ..splice_engine.inversion import INVERTIBLE
 from ..splice_engine.pictures import heat_picture, loss_curves, mark_point, sheet
 from ..splice_engine.settings import DEFAULT_INVERSION
 from . import host, sockets
-from .features import layer_widget
+from .features import backbone_input, layer_widget, view_widget
 from .host import CATEGORY
 from .transfer import chosen, recipe_inputs
-
-
-def backbone_input() -> io.Input:
-    return sockets.Backbone.Input("backbone", tooltip="From Splice Load Backbone.")
-
-
-def view_widget() -> io.Int.Input:
-    """The choice of how finely the backbone looks."""
-    return io.Int.Input(
-        "size",
-        default=VIEW,
-        min=32,
-        max=2048,
-        tooltip="Short side in pixels at which the backbone looks; more is finer and slower.",
-    )
 
 
 class PCA(io.ComfyNode):
@@ -68,7 +53,7 @@ class PCA(io.ComfyNode):
                 io.Boolean.Input(
                     "smooth", default=True, tooltip="Smooth between the patches; off: each patch is a block."
                 ),
-                view_widget(),
+                view_widget(VIEW),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The three strongest components as red, green and blue."),
@@ -171,7 +156,7 @@ class AttentionMap(io.ComfyNode):
                     step=0.01,
                     tooltip="Share of the attention that the mask keeps, in the fewest pixels.",
                 ),
-                view_widget(),
+                view_widget(VIEW),
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="White on the pixels that hold that share, black elsewhere."),

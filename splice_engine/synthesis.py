@@ -76,7 +76,8 @@ class _Canvas:
         )
         patches = _patches(look)
         centred = patches - patches.mean(dim=0)
-        self.basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -COLOURS:] / PATCH
+        spread = (centred.T @ centred).cpu()  # small, and not every accelerator can decompose it
+        self.basis = torch.linalg.eigh(spread).eigenvectors[:, -COLOURS:].to(look.device) / PATCH
         self.patches = torch.cat([patches @ self.basis, look_guide[0].flatten(1).T], dim=1)
         self.usage: Tensor | None = None
 
