@@ -11,7 +11,7 @@ from .backbone import Backbone, Request
 from .images import check_mask, resize, sides
 from .masks import covered_patches
 
-SHORT_PATCHES = 32
+SHORT_PATCHES = 28
 """Patches along the short side."""
 
 MATCHED = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), Request(-1, "key"))

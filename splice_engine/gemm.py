@@ -29,6 +29,9 @@ DECISIVE = 0.85
 SHAPE = (512, 1536, 384)
 """Tokens, inputs and outputs of the product that is timed: a ViT-S MLP on two pictures at 224 px."""
 
+ROUNDS = 40
+"""Turns in which the ways are timed: a few tenths of a second, for a choice that is kept."""
+
 
 @contextmanager
 def fast_fp32() -> Iterator[None]:
@@ -115,7 +118,7 @@ def _operands() -> tuple[Tensor, Tensor]:
 def _race(*contenders: Callable[[], object]) -> list[float]:
     """Best time of each in seconds, in turns, so that a moment in which the machine is busy does not decide."""
     best = [float("inf")] * len(contenders)
-    for _ in range(8):
+    for _ in range(ROUNDS):
         for index, contender in enumerate(contenders):
             start = time.perf_counter()
             contender()

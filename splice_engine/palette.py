@@ -16,7 +16,7 @@ from .synthesis import synthesise
 COHERENCE = 2
 """Patches whose neighbours vote on a match."""
 
-PATCH_PIXELS = 14
+PATCH_PIXELS = 16
 """Pixels per patch of the working size, whatever the ViT's own patch."""
 
 FIELD_SCALE = 4
@@ -141,11 +141,7 @@ class Palette:
         grey, at = _grey(picture), sides(picture)
         detail = grey - resize(self.own_gain, at) * grey - resize(self.own_offset, at)
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
-        return (colours + detail + self.texture_layer(size, texture)).clamp(0, 1)
-
-    def texture_layer(self, size: int | None = None, texture: float = TEXTURE) -> Tensor:
-        """What `painted` adds to B's colours: `[1, 3, H, W]` about 0; arguments as for `image`."""
-        return texture * resize(self.texture, sides(self._at(size)))
+        return (colours + detail + texture * resize(self.texture, at)).clamp(0, 1)
 
     def _at(self, size: int | None) -> Tensor:
         """A with a short side of so many pixels, or at its full size."""

@@ -58,8 +58,11 @@ class Settings(Recipe):
     painting_weight: float = _setting(
         0.0, "weight of the painting term (every pixel against the instant picture)", low=0
     )
-    texture: float = _setting(
-        0.0, "share of the instant picture's texture that is laid over the generator's output", low=0, high=1
+    residual: float = _setting(
+        0.0,
+        "share of what the generator misses of the instant picture as the recipe begins, laid over its output",
+        low=0,
+        high=1,
     )
     reconstruction_weight: float = _setting(
         0.0, "weight of the reconstruction term (the generator's B against B)", low=0
@@ -89,16 +92,17 @@ class Settings(Recipe):
 
 
 _DRAFT = Settings(
-    steps=40,
+    steps=60,
     size=256,
-    warm_steps=80,
+    warm_steps=70,
     appearance_weight=1.0,
     colour_weight=150.0,
     painting_weight=20.0,
     reconstruction_weight=10.0,
-    texture=0.8,
+    residual=1.0,
     whole=0.5,
     whole_every=0,
+    ema=0.9,
 )
 
 PRESETS: dict[str, Settings] = {
@@ -107,10 +111,10 @@ PRESETS: dict[str, Settings] = {
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the instant picture's colours and then a little of the recipe, under the instant picture's texture;
-`standard` takes more of the recipe. Their colour and painting terms outweigh the [CLS] token, which in so few steps
-leaves casts, and every other view is the whole picture, which the generator has to serve in the end. `paper` is the
-paper's text, `paper-10k` the configuration that the authors published."""
+"""`draft` learns the instant picture, then sets out from it for a little of the recipe; `standard` takes more of the
+recipe. Their colour and painting terms outweigh the [CLS] token, which in so few steps leaves casts, and every other
+view is the whole picture, which the generator has to serve in the end. The last steps are averaged, since single ones
+differ much in appearance. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
 

@@ -119,10 +119,11 @@ class Transfer:
         if not self.objective.terms:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
         self.palette: Tensor | None = None
-        self.texture: Tensor | None = None
+        self._residual: Tensor | None = None
+        self._beginner: Generator | None = None
         if (
             settings.warm_steps
-            or settings.texture
+            or settings.residual
             or any(term.target == "palette" for term in self.objective.terms.values())
         ):
             palette = Palette.between(
@@ -130,9 +131,7 @@ class Transfer:
             )
             at = sides(self.structure)
             self.palette = resize(palette.painted(min(at)), at)
-            if settings.texture:
-                self._texture_layer = partial(palette.texture_layer, texture=settings.texture)
-                self.texture = resize(self._texture_layer(min(at)), at)
+            self._painted = palette.painted
         start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
         self._trained = start.to(self.device)
         self._trained.metadata.update(size=settings.size, backbone=backbone.name)
@@ -179,7 +178,8 @@ class Transfer:
     def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
 
-        Where the recipe has a share of texture, that lies over the output.
+        Where the recipe has a share of residual, that lies over the output: what the generator had not learnt of the
+        instant picture when the recipe began.
 
         Past the mask and its feather the picture is exactly the structure picture.
 
@@ -198,8 +198,9 @@ class Transfer:
         result = render(self.generator, picture, size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
-        if self.texture is not None:
-            result = (result + self._texture_layer(size)).clamp_(0, 1)
+        if self._beginner is not None:
+            missed = self._painted(size).sub_(render(self._beginner, picture, size=self.settings.size))
+            result = result.add_(missed, alpha=self.settings.residual).clamp_(0, 1)
         if self.mask is None:
             return result
         scale = min(sides(picture)) / min(sides(self.picture))
@@ -211,7 +212,7 @@ class Transfer:
         It is learnt as it stands, without crops or flips: half as many steps reach as far, and those come later.
         """
         assert self.palette is not None
-        streams = {"output": self._output(self.structure, self.texture), "palette": self.palette}
+        streams = {"output": self._forward(self.structure), "palette": self.palette}
         masks = {} if self.structure_mask is None else {"structure": self.structure_mask}
         if self.step % WARM_ANCHOR == 0:
             b = self._view_of_appearance(masks)
@@ -225,6 +226,8 @@ class Transfer:
     def _learn(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the recipe."""
         settings, index = self.settings, self.step - self.settings.warm_steps
+        if settings.residual and self._beginner is None:
+            self._begin()
         first = index == 0 and not self._begun and "appearance" in self.objective.terms
         names = ["appearance"] if first else None  # so the recipe begins
         fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
@@ -237,7 +240,7 @@ class Transfer:
         judged = any(t.output == "output" and t.target != "palette" for t in self.objective.terms.values())
         if judged and settings.whole_every and index % settings.whole_every == 0:
             # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
-            whole_output = self._output(self.structure, self.texture)
+            whole_output = self._output(self.structure, self._residual)
             streams = {"output": whole_output, "structure": self.structure, "appearance": b}
             if self.structure_mask is not None:
                 masks = {**masks, "structure": self.structure_mask}
@@ -252,7 +255,7 @@ class Transfer:
         everything = {
             "structure": self.structure,
             "palette": self.palette,
-            "texture": self.texture,
+            "residual": self._residual,
             "mask": self.structure_mask,
         }
         layers = {name: layer for name, layer in everything.items() if layer is not None}
@@ -262,13 +265,23 @@ class Transfer:
         streams = dict(zip(layers, parts, strict=True))
         masks = {"structure": streams.pop("mask")} if "mask" in streams else {}
         streams["structure"] = self._views.disturb(streams["structure"])
-        streams["output"] = self._output(streams["structure"], streams.pop("texture", None))
+        streams["output"] = self._output(streams["structure"], streams.pop("residual", None))
         return streams, masks
 
-    def _output(self, view: Tensor, texture: Tensor | None) -> Tensor:
-        """The generator's output for a view, under its share of texture."""
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Keeps the generator as the recipe finds it. What it lacks of the instant picture lies over it from here on.
+
+        So the recipe sets out from the whole of that picture, and the generator has to learn the changes only.
+        """
+        assert self.palette is not None
+        self._beginner = copy.deepcopy(self._trained)
+        self._residual = self.settings.residual * (self.palette - self._beginner(self.structure))
+
+    def _output(self, view: Tensor, residual: Tensor | None) -> Tensor:
+        """The generator's output for a view, and the residual over it."""
         output = self._forward(view)
-        return output if texture is None else (output + texture).clamp(0, 1)
+        return output if residual is None else (output + residual).clamp(0, 1)
 
     def _view_of_appearance(self, masks: dict[str, Tensor]) -> Tensor:
         """A view of the appearance picture; the same view of its mask is added to the others."""

@@ -123,18 +123,31 @@ def test_a_run_sets_out_from_a_generator(pair, judge):
 
 
 @pytest.mark.parametrize("size", [None, 80])
-def test_texture_lies_over_the_output(size, begin, pair, judge):
-    run, _ = finish(begin(texture=0.5, warm_steps=2, steps=1))
+def test_the_recipe_sets_out_from_the_instant_picture(size, begin, pair, judge):
+    """With the whole residual and a recipe that changes nothing, the result is the instant picture itself."""
+    run, _ = finish(begin(residual=1.0, warm_steps=2, steps=1, learning_rate=0.0))
+    torch.testing.assert_close(run.image(size), Palette.between(*pair, judge).image(size), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, 80])
+def test_the_residual_lies_over_the_output(size, begin, pair, judge):
+    run = begin(residual=0.5, warm_steps=2, steps=3)
     picture = pair[0] if size is None else resize(pair[0], (80, 101))
-    layer = Palette.between(*pair, judge).texture_layer(size, 0.5)
-    expected = (render(run.generator, picture, size=64) + layer).clamp(0, 1)
+    steps = iter(run)
+    for _ in range(2):
+        next(steps)
+    learnt = render(run.generator, picture, size=64)
+    torch.testing.assert_close(run.image(size), learnt)  # none yet
+    list(steps)
+    residual = 0.5 * (Palette.between(*pair, judge).image(size) - learnt)
+    expected = (render(run.generator, picture, size=64) + residual).clamp(0, 1)
     torch.testing.assert_close(run.image(size), expected)
-    assert layer.abs().max() > 0.01
+    assert residual.abs().max() > 0.01
 
 
-def test_texture_is_judged_too(begin):
-    """The first loss of the recipe is that of the picture with its texture."""
-    losses = [next(iter(begin(texture=texture))).floats()["appearance"] for texture in (0.0, 1.0)]
+def test_the_residual_is_judged_too(begin):
+    """The first loss of the recipe is that of the picture under its residual."""
+    losses = [next(iter(begin(residual=residual))).floats()["appearance"] for residual in (0.0, 1.0)]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
