@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PLAIN_TOKENS = 2048
-"""On CPUs plain bf16 products take half the time of torch's fused attention; a graph may hold so many tokens' scores."""
+"""On CPUs plain bf16 products take half the time of torch's fused attention; a graph may hold scores of so many."""
 
 SCORES = 2**22
 """Most scores in one of those products: beyond them, memory that is new each time costs as much as the arithmetic."""
