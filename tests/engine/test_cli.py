@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -638,7 +639,7 @@ def test_ctrl_c_keeps_what_was_seen(command, start, files):
     arguments = (command, files.structure, *small, "-o", files.result, *VIT, "--steps", 100_000)
     with start(*arguments) as child:
         seen = ""
-        while "1/100000" not in seen:  # the progress bar
+        while not re.search(r"[1-9]/100000|[1-9]\d+/100000", seen):  # the progress bar
             piece = child.stderr.read(1)
             assert piece, seen
             seen += piece
