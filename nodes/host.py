@@ -241,6 +241,7 @@ def train(
     settings: Settings,
     progress: Progress,
     terms: Sequence[Term] = (),
+    start: Generator | None = None,
 ) -> tuple[Transfer, list[dict[str, float]]]:
     """A whole run, `watched`; in lighter ways where memory does not suffice.
 
@@ -250,6 +251,7 @@ def train(
         settings: The recipe.
         progress: The node's.
         terms: Of an objective that replaces the recipe's own.
+        start: The generator from a copy of which training sets out.
 
     Returns:
         The run, and the losses of its steps: fewer than planned where `finish_early` was set.
@@ -264,7 +266,8 @@ def train(
         )
         try:
             return watched(
-                Transfer(pair.structure, pair.appearance, judge, settings, objective, **pair.masks), progress
+                Transfer(pair.structure, pair.appearance, judge, settings, objective, generator=start, **pair.masks),
+                progress,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -128,17 +128,21 @@ class Outcome:
 
 
 def transferred(
-    pairs: Sequence[host.Pair], patchers: Sequence[ModelPatcher], settings: Settings, terms: Sequence[Term] = ()
+    pairs: Sequence[host.Pair],
+    patchers: Sequence[ModelPatcher],
+    settings: Settings,
+    terms: Sequence[Term] = (),
+    start: Generator | None = None,
 ) -> Outcome:
-    """One run for each pair; call it while `host.working`."""
+    """One run for each pair, all from the same start; call it while `host.working`."""
     results, losses, progress = [], [], host.Progress(len(pairs) * settings.all_steps)
     for pair in pairs:
-        run, steps = host.train(pair, patchers, settings, progress, terms)
+        run, steps = host.train(pair, patchers, settings, progress, terms, start)
         results.append(run.image().cpu())
         losses.append(steps)
-        generator = run.generator.to("cpu")
+        learnt = run.generator.to("cpu")
         del run
-    return Outcome(host.image(results), generator, losses)
+    return Outcome(host.image(results), learnt, losses)
 
 
 class AppearanceTransfer(io.ComfyNode):
@@ -217,6 +221,11 @@ class Optimizer(io.ComfyNode):
                     "objective", optional=True, tooltip="What to aim at; not connected: the preset's own terms."
                 ),
                 *mask_inputs(),
+                sockets.Generator.Input(
+                    "generator",
+                    optional=True,
+                    tooltip="Training goes on from this one, in the place of the warm start; it stays as it is.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The structure picture with the look of the other, at full size."),
@@ -243,16 +252,19 @@ class Optimizer(io.ComfyNode):
         objective=None,
         structure_mask=None,
         appearance_mask=None,
+        generator=None,
     ) -> io.NodeOutput:
         with host.working():
             settings = chosen(preset, steps=steps, size=size, seed=seed, learning_rate=learning_rate, vit_size=vit_size)
             settings = replace(settings, feather=feather)
-            if warm_steps >= 0:
+            if generator is not None:
+                settings = replace(settings, warm_steps=0)
+            elif warm_steps >= 0:
                 settings = replace(settings, warm_steps=warm_steps)
             judged = objective or ()
             patchers = [backbone, *(part.patcher for part in judged if part.patcher is not None)]
             pairs = host.pairs(structure, appearance, structure_mask, appearance_mask)
-            outcome = transferred(pairs, patchers, settings, [part.term for part in judged])
+            outcome = transferred(pairs, patchers, settings, [part.term for part in judged], generator)
             curves = [from_pil(loss_curves(steps)) for steps in outcome.losses]
             log = [
                 json.dumps({"run": run, "step": index, **values})

@@ -63,7 +63,8 @@ class Transfer:
         structure_mask: `[1, 1, H, W]` in 0..1, of any size: where the picture may change. Of A, the terms see only what
             it covers.
         appearance_mask: Likewise: the part of B that is the appearance.
-        generator: Training sets out from a copy of it, in the place of a warm start.
+        generator: Training sets out from a copy of it and of its picture alone, in the place of a warm start and of the
+            residual.
 
     Raises:
         SpliceError: A picture, a mask or an objective that cannot be worked with.
@@ -81,7 +82,7 @@ class Transfer:
         generator: Generator | None = None,
     ) -> None:
         if generator is not None:
-            settings = replace(settings, warm_steps=0)
+            settings = replace(settings, warm_steps=0, residual=0.0)  # its own picture is where the run begins
         self.settings = settings
         self.device = backbone.device
         self.picture = check_picture(structure, "structure picture")

@@ -145,6 +145,16 @@ def test_a_generator_is_saved_loaded_and_applied(host, graph):
     applied = host.run(graph("SpliceApplyGenerator", loading, generator=link("kept"), image=link("a")))
     assert applied.status == "success", applied.message
     assert np.array_equal(host.pictures(applied, "save")[0], host.pictures(trained, "save")[0])
+    going_on = {**loading, "keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix="further")}
+    further = host.run(graph(OPTIMIZER, going_on, generator=link("kept"), steps=1, learning_rate=1e-9, seed=40))
+    assert further.status == "success", further.message
+    old, new = (
+        load_file(host.base / "models" / "splice_generators" / f"{name}_00001_.safetensors")
+        for name in ("kept", "further")
+    )
+    learnt = [name for name in old if name.endswith((".weight", ".bias"))]
+    assert learnt
+    assert all(torch.allclose(old[name], new[name]) for name in learnt)  # at this rate, next to nothing
 
 
 def test_measure(host, graph):
