@@ -90,7 +90,7 @@ class Comfy:
     """
 
     def __init__(self, source: Path, base: Path, environment: dict[str, str] | None = None) -> None:
-        self.base, self.log_path = base, base / "log.txt"
+        self.source, self.base, self.log_path = source, base, base / "log.txt"
         for folder in ("custom_nodes", "input", "output", "models/dino"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "ComfyUI-Splice").symlink_to(ROOT)
