@@ -44,6 +44,9 @@ class Settings(Recipe):
     )
     warm_learning_rate: float = _setting(1e-2, "highest learning rate of these, in one cycle", low=0)
     learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0)
+    learning_rate_end: float = _setting(
+        1.0, "share of that rate that is left in the last step, towards which it falls evenly", low=0, high=1
+    )
     beta1: float = _setting(0.0, "Adam's decay of the gradient's mean", low=0, high=0.9999)
     beta2: float = _setting(0.99, "Adam's decay of the gradient's square", low=0, high=0.9999)
     appearance_weight: float = _setting(10.0, "weight of the appearance term ([CLS] of the output against B's)", low=0)
@@ -95,12 +98,13 @@ _DRAFT = Settings(
     steps=100,
     size=256,
     warm_steps=70,
+    learning_rate_end=0.1,
     appearance_weight=3.0,
     structure_weight=300.0,
     colour_weight=50.0,
     painting_weight=2.0,
     reconstruction_weight=10.0,
-    residual=0.8,
+    residual=0.6,
     whole=0.5,
     whole_every=0,
     ema=0.9,
@@ -116,8 +120,8 @@ PRESETS: dict[str, Settings] = {
 of the recipe. The self-similarity weighs far more than in the paper, since it is what a painted picture lacks; a light
 colour term keeps off the casts that the [CLS] token leaves in so few steps, and a lighter painting term keeps the
 texture without tying the picture down. Every other view is the whole picture, which the generator has to serve in the
-end. The last steps are averaged, since single ones differ much in appearance. `paper` is the paper's text, `paper-10k`
-the configuration that the authors published."""
+end. The rate falls to a tenth and the last steps are averaged, since single steps at the full rate differ much in
+appearance. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
 

@@ -145,6 +145,9 @@ class Transfer:
             self._forward = partial(checkpoint, self._forward, use_reentrant=False, preserve_rng_state=False)
         weights = list(self._trained.parameters())
         self._optimizer = torch.optim.Adam(weights, settings.learning_rate, betas=(settings.beta1, settings.beta2))
+        self._decay = torch.optim.lr_scheduler.LinearLR(
+            self._optimizer, 1.0, settings.learning_rate_end, total_iters=settings.steps - 1
+        )
         if settings.warm_steps:
             highest = settings.warm_learning_rate
             self._warm_objective = Objective([Painting(), Reconstruction()], backbone)
@@ -249,6 +252,7 @@ class Transfer:
             total = total + whole_total
             losses.update({f"whole_{name}": loss for name, loss in whole.items()})
         self._optimizer.step()
+        self._decay.step()
         return total, losses
 
     def _view_of_structure(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

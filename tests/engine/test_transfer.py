@@ -201,6 +201,17 @@ def test_the_running_average_makes_the_picture(begin):
     assert (averaged.image() - unaveraged).abs().max() > 1e-3
 
 
+def test_the_learning_rate_falls_to_its_end(begin):
+    """Both runs take the same first step; a rate that has fallen to nothing leaves the last one without effect."""
+    even, falling = begin(steps=2, warm_steps=3), begin(steps=2, warm_steps=3, learning_rate_end=0.0)
+    seen = {}
+    for name, run in (("even", even), ("falling", falling)):
+        seen[name] = [run.image() for step in run if step.index >= 3]
+    assert torch.equal(seen["even"][0], seen["falling"][0])
+    assert torch.equal(seen["falling"][0], seen["falling"][1])
+    assert (seen["even"][0] - seen["even"][1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [(None, (97, 123)), (97, (97, 123)), (64, (64, 81)), (194, (194, 246)), (150, (150, 190))]
 )
