@@ -17,7 +17,7 @@ from .heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
 from .images import load_mask, load_picture, save_picture
 from .inversion import Inversion
 from .metrics import Measurement, measure
-from .objective import Appearance, Colour, Identity, Objective, Painting, Reconstruction, Structure, Term
+from .objective import Appearance, Colour, Contrast, Identity, Objective, Painting, Reconstruction, Structure, Term
 from .palette import Palette
 from .rendering import render
 from .settings import INVERSION_PRESETS, PRESETS, InversionSettings, Settings, inversion_preset, preset
@@ -34,6 +34,7 @@ __all__ = [
     "Backbone",
     "Colour",
     "Components",
+    "Contrast",
     "Correspondence",
     "Features",
     "Generator",

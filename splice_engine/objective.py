@@ -181,11 +181,32 @@ class Colour(PictureTerm):
     target: ClassVar[str] = "palette"
 
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            return F.mse_loss(F.avg_pool2d(output, self.cell), F.avg_pool2d(target, self.cell))
-        share = F.avg_pool2d(mask, self.cell, ceil_mode=True)  # the mask may lie in the last, incomplete cells
-        difference = F.avg_pool2d((output - target) * mask, self.cell, ceil_mode=True) / share.clamp_min(1e-6)
+        difference, share = _cell_means(output - target, self.cell, mask)
         return _mean(difference.square(), share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(PictureTerm):
+    """Mean squared difference of the local contrasts of G(a) and of the painted view: standard deviations in squares.
+
+    It keeps texture at its strength, which losses between pixels fade wherever they cannot place it.
+
+    Attributes:
+        cell: Side of the squares in pixels.
+    """
+
+    cell: int = 16
+    name: ClassVar[str] = "contrast"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "palette"
+
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        deviations = []
+        for picture in (output, target):
+            mean, share = _cell_means(picture, self.cell, mask)
+            square, _ = _cell_means(picture.square(), self.cell, mask)
+            deviations.append((square - mean.square()).clamp_min(1e-6).sqrt())
+        return _mean((deviations[0] - deviations[1]).square(), share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +231,10 @@ class Painting(PictureTerm):
 
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return _mean((output - target).abs(), mask)
+
+
+Targets = dict[tuple[str, FeatureTerm], Tensor]
+"""What a ViT sees, by stream and by the term that compares it."""
 
 
 class Objective:
@@ -245,11 +270,28 @@ class Objective:
             if isinstance(term, FeatureTerm):
                 self._judge(term).resolve(term.layer)
 
+    def targets(
+        self,
+        pictures: Mapping[str, Tensor],
+        names: Sequence[str] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Targets:
+        """What the ViTs see in the streams that outputs are compared with; arguments as for `losses`.
+
+        Views that come again need it once: it goes into `losses` in the place of another pass.
+        """
+        felt = [
+            (term.target, term) for term in self._felt(names).values() if term.fixed is None and term.target in pictures
+        ]
+        with torch.no_grad():
+            return self._read(pictures, felt, masks or {})
+
     def losses(
         self,
         pictures: Mapping[str, Tensor],
         names: Sequence[str] | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        targets: Targets | None = None,
     ) -> dict[str, Tensor]:
         """Unweighted losses of the terms whose streams are all given.
 
@@ -258,6 +300,7 @@ class Objective:
             names: Only these terms.
             masks: `[1, 1, H, W]` in 0..1 by the view that they belong to, "structure" or "appearance". The ViT sees
                 only the patches that a mask covers at least half; terms between pixels weigh them by it.
+            targets: What `targets` gave for these streams and masks; None looks now.
         """
         masks = masks or {}
         terms = {
@@ -265,10 +308,10 @@ class Objective:
             for name, term in self.terms.items()
             if term.output in pictures and term.target in pictures and (names is None or name in names)
         }
-        felt = [term for term in terms.values() if isinstance(term, FeatureTerm)]
-        outputs = self._read(pictures, [(term.output, term) for term in felt], masks)
-        with torch.no_grad():
-            targets = self._read(pictures, [(term.target, term) for term in felt if term.fixed is None], masks)
+        felt = {name: term for name, term in self._felt(names).items() if name in terms}
+        outputs = self._read(pictures, [(term.output, term) for term in felt.values()], masks)
+        if targets is None:
+            targets = self.targets(pictures, list(felt), masks)
         losses = {}
         for name, term in terms.items():
             if isinstance(term, FeatureTerm):
@@ -289,12 +332,20 @@ class Objective:
             [self.terms[name].weight * fade.get(name, 1.0) * loss for name, loss in losses.items()]
         ).sum()
 
+    def _felt(self, names: Sequence[str] | None) -> dict[str, FeatureTerm]:
+        """The terms that a ViT judges, of those with the given names."""
+        return {
+            name: term
+            for name, term in self.terms.items()
+            if isinstance(term, FeatureTerm) and (names is None or name in names)
+        }
+
     def _judge(self, term: FeatureTerm) -> Backbone:
         return term.backbone or self.backbone
 
     def _read(
         self, pictures: Mapping[str, Tensor], wanted: list[tuple[str, FeatureTerm]], masks: Mapping[str, Tensor]
-    ) -> dict[tuple[str, FeatureTerm], Tensor]:
+    ) -> Targets:
         """What each term sees in its stream. Streams that reach one ViT at one size with one mask share a pass."""
         passes: dict[tuple[Backbone, tuple[int, int], str | None], dict[str, set[Request]]] = {}
         for stream, term in wanted:
@@ -311,6 +362,14 @@ class Objective:
                 split = tensor.split([len(part) for part in parts])
                 seen.update({(stream, judge, request): piece for stream, piece in zip(streams, split, strict=True)})
         return {(stream, term): seen[stream, self._judge(term), term.request] for stream, term in wanted}
+
+
+def _cell_means(values: Tensor, cell: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Means of `[B, C, H, W]` over squares of pixels, and the share of each that a mask `[1, 1, H, W]` covers."""
+    if mask is None:
+        return F.avg_pool2d(values, cell), None
+    share = F.avg_pool2d(mask, cell, ceil_mode=True)  # the mask may lie in the last, incomplete cells
+    return F.avg_pool2d(values * mask, cell, ceil_mode=True) / share.clamp_min(1e-6), share
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

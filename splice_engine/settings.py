@@ -43,6 +43,9 @@ class Settings(Recipe):
         0, "steps before those, in which the generator learns the instant picture without the ViT", low=0
     )
     warm_learning_rate: float = _setting(1e-2, "highest learning rate of these, in one cycle", low=0)
+    warm_coarse: float = _setting(
+        0.0, "share of these, the first ones, that take place at half the size", low=0, high=1
+    )
     learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0)
     learning_rate_end: float = _setting(
         1.0, "share of that rate that is left in the last step, towards which it falls evenly", low=0, high=1
@@ -58,6 +61,9 @@ class Settings(Recipe):
         0.0, "weight of the colour term (low-pass colours against the instant picture)", low=0
     )
     colour_end: float = _setting(1.0, "share of that weight that is left in the last step", low=0, high=1)
+    contrast_weight: float = _setting(
+        0.0, "weight of the contrast term (local deviations against the instant picture)", low=0
+    )
     painting_weight: float = _setting(
         0.0, "weight of the painting term (every pixel against the instant picture)", low=0
     )
@@ -77,6 +83,12 @@ class Settings(Recipe):
     jitter: float = _setting(0.5, "probability of changing the colours of a crop of A", low=0, high=1)
     blur: float = _setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
     whole_every: int = _setting(75, "every so many steps the whole of A is judged too; 0 never", low=0)
+    views: int = _setting(
+        0, "views of each picture that recur, at which the ViT looks once; 0: new ones in every step", low=0
+    )
+    anchor_every: int = _setting(
+        1, "every so many steps the generator's B is judged too (identity and reconstruction terms)", low=1
+    )
     vit_size: int = _setting(224, "short side in pixels at which the ViT looks at pictures", low=32)
     vit_longest: int = _setting(480, "most pixels of the long side at which the ViT looks", low=32)
     ema: float = _setting(
@@ -95,33 +107,39 @@ class Settings(Recipe):
 
 
 _DRAFT = Settings(
-    steps=100,
+    steps=60,
     size=256,
     warm_steps=70,
+    warm_coarse=0.65,
     learning_rate_end=0.1,
     appearance_weight=3.0,
     structure_weight=300.0,
-    colour_weight=50.0,
-    painting_weight=2.0,
+    colour_weight=400.0,
+    contrast_weight=100.0,
+    painting_weight=3.0,
     reconstruction_weight=10.0,
-    residual=0.6,
+    residual=1.0,
     whole=0.5,
     whole_every=0,
+    views=8,
+    anchor_every=3,
     ema=0.9,
 )
 
 PRESETS: dict[str, Settings] = {
     "draft": _DRAFT,
-    "standard": replace(_DRAFT, steps=250),
+    "standard": replace(_DRAFT, steps=200),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the instant picture, then sets out from most of it for a little of the recipe; `standard` takes more
-of the recipe. The self-similarity weighs far more than in the paper, since it is what a painted picture lacks; a light
-colour term keeps off the casts that the [CLS] token leaves in so few steps, and a lighter painting term keeps the
-texture without tying the picture down. Every other view is the whole picture, which the generator has to serve in the
-end. The rate falls to a tenth and the last steps are averaged, since single steps at the full rate differ much in
-appearance. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
+"""`draft` learns the instant picture, then sets out from it for a little of the recipe; `standard` takes more of it.
+
+The self-similarity weighs far more than in the paper, since it is what a painted picture lacks. Colours and contrasts
+are held to the instant picture's over squares of pixels, without which the [CLS] token would leave casts and fade the
+texture in so few steps; a lighter painting term keeps the texture in its place without tying the picture down. A few
+views recur, half of them the whole picture, which the generator has to serve in the end. The rate falls to a tenth and
+the last steps are averaged, since single steps at the full rate differ much in appearance. `paper` is the paper's text,
+`paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,14 +16,23 @@ from .gemm import fast_fp32
 from .generator import Generator
 from .images import check_mask, check_picture, resize, short_side_size, sides
 from .masks import composite
-from .objective import Appearance, Colour, FeatureTerm, Identity, Objective, Painting, Reconstruction, Structure, Term
+from .objective import (
+    Appearance,
+    Colour,
+    Contrast,
+    FeatureTerm,
+    Identity,
+    Objective,
+    Painting,
+    Reconstruction,
+    Structure,
+    Targets,
+    Term,
+)
 from .palette import Palette
 from .rendering import render
 from .settings import DEFAULT_PRESET, PRESETS, Settings
-from .views import Views
-
-WARM_ANCHOR = 3
-"""Every so many steps of the warm start the generator learns to keep B, which serves as an anchor only."""
+from .views import MIN_CROP, Views
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,21 @@ class Step:
     def floats(self) -> dict[str, float]:
         """Total and losses as plain numbers."""
         return {"total": self.total.item(), **{name: loss.item() for name, loss in self.losses.items()}}
+
+
+@dataclass
+class View:
+    """What one view of a picture brings to a step.
+
+    Attributes:
+        streams: Pictures `[1, 3, h, w]` by name, as the objective takes them.
+        masks: `[1, 1, h, w]` by the view that they belong to.
+        targets: What the ViTs see in the streams; empty until they have looked.
+    """
+
+    streams: dict[str, Tensor]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    targets: Targets = field(default_factory=dict)
 
 
 class Transfer:
@@ -100,6 +124,7 @@ class Transfer:
             Structure(weight=settings.structure_weight, layer=settings.layer),
             Identity(weight=settings.identity_weight, layer=settings.layer),
             Colour(weight=settings.colour_weight),
+            Contrast(weight=settings.contrast_weight),
             Painting(weight=settings.painting_weight),
             Reconstruction(weight=settings.reconstruction_weight),
         )
@@ -140,6 +165,7 @@ class Transfer:
         self._begun = generator is not None or settings.warm_steps > 0
         self._average = copy.deepcopy(self._trained) if settings.ema else None
         self._views = Views(settings, torch.Generator().manual_seed(settings.seed))
+        self._recurring: dict[str, dict[int, View]] = {"structure": {}, "appearance": {}}
         self._forward = torch.compile(self._trained, dynamic=True) if settings.compile else self._trained
         if settings.recompute:
             self._forward = partial(checkpoint, self._forward, use_reentrant=False, preserve_rng_state=False)
@@ -216,11 +242,18 @@ class Transfer:
         It is learnt as it stands, without crops or flips: half as many steps reach as far, and those come later.
         """
         assert self.palette is not None
-        streams = {"output": self._forward(self.structure), "palette": self.palette}
-        masks = {} if self.structure_mask is None else {"structure": self.structure_mask}
-        if self.step % WARM_ANCHOR == 0:
-            b = self._view_of_appearance(masks)
-            streams.update(reconstruction=self._forward(b), appearance=b)
+        coarse = self.step < self.settings.warm_coarse * self.settings.warm_steps
+        streams, masks = {"structure": self.structure, "palette": self.palette}, {}
+        if self.structure_mask is not None:
+            masks["structure"] = self.structure_mask
+        if self.step % self.settings.anchor_every == 0:
+            b = self._view_of_appearance()
+            streams, masks = {**streams, **b.streams}, {**masks, **b.masks}
+        if coarse:
+            streams, masks = _halved(streams), _halved(masks)
+        streams["output"] = self._forward(streams["structure"])
+        if "appearance" in streams:
+            streams["reconstruction"] = self._forward(streams["appearance"])
         self._warm_optimizer.zero_grad(set_to_none=True)
         total, losses = self._descend(self._warm_objective, streams, masks)
         self._warm_optimizer.step()
@@ -235,17 +268,20 @@ class Transfer:
         first = index == 0 and not self._begun and "appearance" in self.objective.terms
         names = ["appearance"] if first else None  # so the recipe begins
         fade = {"colour": 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)}
-        streams, masks = self._view_of_structure()
-        b = streams["appearance"] = self._view_of_appearance(masks)
-        if not first:
-            streams["reconstruction"] = self._forward(b)
+        a, b = self._view("structure"), self._view("appearance")
+        streams = {**a.streams, **b.streams}
+        streams["output"] = self._output(streams["structure"], streams.pop("residual", None))
+        if not first and index % settings.anchor_every == 0:
+            streams["reconstruction"] = self._forward(streams["appearance"])
+        masks = {**a.masks, **b.masks}
+        self._read_targets([a, b], None if settings.views else names)
         self._optimizer.zero_grad(set_to_none=True)
-        total, losses = self._descend(self.objective, streams, masks, names, fade)
+        total, losses = self._descend(self.objective, streams, masks, names, fade, {**a.targets, **b.targets})
         judged = any(t.output == "output" and t.target != "palette" for t in self.objective.terms.values())
         if judged and settings.whole_every and index % settings.whole_every == 0:
             # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
             whole_output = self._output(self.structure, self._residual)
-            streams = {"output": whole_output, "structure": self.structure, "appearance": b}
+            streams = {"output": whole_output, "structure": self.structure, "appearance": streams["appearance"]}
             if self.structure_mask is not None:
                 masks = {**masks, "structure": self.structure_mask}
             whole_total, whole = self._descend(self.objective, streams, masks, names)
@@ -255,8 +291,28 @@ class Transfer:
         self._decay.step()
         return total, losses
 
-    def _view_of_structure(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A view of the structure picture, its output, and the same view of the instant picture; its mask by name."""
+    def _view(self, of: str) -> View:
+        """A view of the "structure" or the "appearance" picture: a new one, or one of those that recur."""
+        draw = self._view_of_structure if of == "structure" else self._view_of_appearance
+        if not self.settings.views:
+            return draw()
+        recurring = self._recurring[of]
+        index = self._views.pick(self.settings.views)
+        if index not in recurring:
+            recurring[index] = draw()
+        return recurring[index]
+
+    def _read_targets(self, views: Sequence[View], names: Sequence[str] | None) -> None:
+        """Lets the ViT look at those views that it has not seen yet, in one pass where their sizes allow it."""
+        new = [view for view in views if not view.targets]
+        streams = {name: picture for view in new for name, picture in view.streams.items()}
+        masks = {name: mask for view in new for name, mask in view.masks.items()}
+        targets = self.objective.targets(streams, names, masks)
+        for view in new:
+            view.targets = {key: seen for key, seen in targets.items() if key[0] in view.streams}
+
+    def _view_of_structure(self) -> View:
+        """A view of the structure picture, the same view of the instant picture, and of what lies over the output."""
         everything = {
             "structure": self.structure,
             "palette": self.palette,
@@ -270,8 +326,7 @@ class Transfer:
         streams = dict(zip(layers, parts, strict=True))
         masks = {"structure": streams.pop("mask")} if "mask" in streams else {}
         streams["structure"] = self._views.disturb(streams["structure"])
-        streams["output"] = self._output(streams["structure"], streams.pop("residual", None))
-        return streams, masks
+        return View(streams, masks)
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -288,13 +343,12 @@ class Transfer:
         output = self._forward(view)
         return output if residual is None else (output + residual).clamp(0, 1)
 
-    def _view_of_appearance(self, masks: dict[str, Tensor]) -> Tensor:
-        """A view of the appearance picture; the same view of its mask is added to the others."""
+    def _view_of_appearance(self) -> View:
+        """A view of the appearance picture, and of its mask."""
         if self.appearance_mask is None:
-            return self._views.crop(self.appearance)
+            return View({"appearance": self._views.crop(self.appearance)})
         view = self._views.crop(torch.cat([self.appearance, self.appearance_mask], dim=1), self.appearance_mask)
-        masks["appearance"] = view[:, 3:]
-        return view[:, :3]
+        return View({"appearance": view[:, :3]}, {"appearance": view[:, 3:]})
 
     @staticmethod
     def _descend(
@@ -303,9 +357,10 @@ class Transfer:
         masks: dict[str, Tensor],
         names: Sequence[str] | None = None,
         fade: dict[str, float] | None = None,
+        targets: Targets | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds an objective's gradients to the generator's; returns its total and losses."""
-        losses = objective.losses(streams, names, masks)
+        losses = objective.losses(streams, names, masks, targets)
         total = objective.total(losses, fade)
         total.backward()
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
@@ -320,3 +375,13 @@ class Transfer:
         if size is not None and size < min(height, width):
             picture = resize(picture, short_side_size(height, width, size))
         return picture.to(self.device)
+
+
+def _halved(pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pictures at half their size, save those that the generator could not halve any further then."""
+    return {
+        name: resize(picture, (picture.shape[-2] // 2, picture.shape[-1] // 2))
+        if min(sides(picture)) >= 2 * MIN_CROP
+        else picture
+        for name, picture in pictures.items()
+    }

@@ -56,6 +56,10 @@ class Views:
         view = picture[..., top : top + side, left : left + side]
         return view.flip(-1) if self._chance(self.settings.flip) else view
 
+    def pick(self, count: int) -> int:
+        """One of so many views that recur."""
+        return self._below(count)
+
     def disturb(self, view: Tensor) -> Tensor:
         """Perhaps other colours, perhaps a blur, as views of the structure picture get them: `[1, 3, h, w]`."""
         if self._chance(self.settings.jitter):

@@ -8,6 +8,7 @@ from splice_engine import (
     OFFLINE_BACKBONE,
     Appearance,
     Colour,
+    Contrast,
     Correspondence,
     Identity,
     Objective,
@@ -145,7 +146,7 @@ def test_the_vits_terms_see_the_covered_patches(streams, tiny):
         assert losses[name].item() == pytest.approx(objective.terms[name].distance(*pair, backbone).item(), rel=1e-5)
 
 
-TERMS = (Appearance, Structure, Identity, Colour, Painting, Reconstruction)
+TERMS = (Appearance, Structure, Identity, Colour, Contrast, Painting, Reconstruction)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -162,7 +163,7 @@ def test_gradients_stay_within_the_mask(term, streams, tiny):
 
 @pytest.mark.parametrize("term", TERMS)
 def test_a_mask_over_everything_is_no_mask(term, streams, tiny):
-    objective = Objective([term(cell=14) if term is Colour else term()], tiny(), size=56)
+    objective = Objective([term(cell=14) if term in (Colour, Contrast) else term()], tiny(), size=56)
     whole = dict.fromkeys(MASKS, torch.ones(1, 1, 56, 70))
     (masked,), (plain,) = (objective.losses(streams, masks=masks).values() for masks in (whole, None))
     assert masked.item() == pytest.approx(plain.item(), rel=1e-5)
@@ -260,9 +261,9 @@ def test_the_whole_picture_is_masked_too(pair, tiny):
 class Watched(Objective):
     """Keeps what it is given."""
 
-    def losses(self, pictures, names=None, masks=None):
+    def losses(self, pictures, names=None, masks=None, targets=None):
         self.given = [*getattr(self, "given", []), (pictures, masks)]
-        return super().losses(pictures, names, masks)
+        return super().losses(pictures, names, masks, targets)
 
 
 def test_masks_are_seen_in_the_views_of_their_pictures(tiny):

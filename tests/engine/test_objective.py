@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from splice_engine import (
     Appearance,
+    Contrast,
     Identity,
     Objective,
     Request,
@@ -243,3 +244,26 @@ def test_blend_refuses_different_layers(tiny, square):
     backbone = tiny()
     with pytest.raises(SpliceError, match="one backbone, layer, facet"):
         blend([backbone.features(square["output"], layer=layer) for layer in (0, 1)], [1, 1])
+
+
+def test_contrast_is_that_of_squares_whatever_their_colour(pair):
+    picture = resize(pair[0], (64, 80))
+    assert Contrast().loss(picture, picture).item() == 0
+    assert Contrast().loss(0.5 * picture + 0.3, 0.5 * picture + 0.1).item() == pytest.approx(0, abs=1e-10)
+    moved = picture.unflatten(-1, (5, 16)).flip(-1).flatten(-2)  # every square's pixels change places
+    assert Contrast().loss(moved, picture).item() == pytest.approx(0, abs=1e-10)
+    deviation = F.avg_pool2d(picture**2, 16) - F.avg_pool2d(picture, 16) ** 2
+    faded = Contrast().loss(0.5 * picture, picture).item()
+    assert faded == pytest.approx(0.25 * deviation.mean().item(), rel=1e-2)
+
+
+def test_targets_read_before_give_the_same_losses(pair, tiny):
+    backbone = tiny()
+    a, b = (resize(picture, (56, 70)) for picture in pair)
+    pictures = {"output": b, "reconstruction": a, "structure": a, "appearance": b}
+    objective = Objective([Appearance(), Structure(), Identity()], backbone, size=56)
+    targets = objective.targets({name: pictures[name] for name in ("structure", "appearance")})
+    assert len(targets) == 3
+    expected = objective.losses(pictures)
+    found = objective.losses(pictures, targets=targets)
+    assert {name: loss.item() for name, loss in found.items()} == {name: loss.item() for name, loss in expected.items()}

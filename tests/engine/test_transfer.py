@@ -84,7 +84,7 @@ def test_which_terms_each_step_has(every, begin):
         assert step.total.item() == pytest.approx(total, rel=1e-5)
 
 
-TERMS = ("appearance", "structure", "identity", "colour", "reconstruction")
+TERMS = ("appearance", "structure", "identity", "colour", "contrast", "reconstruction")
 
 
 @pytest.mark.parametrize("kept", TERMS)
@@ -97,7 +97,8 @@ def test_each_term_works_alone(kept, begin):
 
 
 def test_a_warm_start_comes_before_the_recipe(begin):
-    run = begin(warm_steps=4, steps=2, colour_weight=1.0, colour_end=0.5, reconstruction_weight=1.0)
+    weights = {f"{name}_weight": 1.0 for name in ("colour", "contrast", "reconstruction")}
+    run = begin(warm_steps=4, steps=2, colour_end=0.5, **weights)
     assert len(run) == 6
     steps = list(run)
     assert [step.index for step in steps] == list(range(6))
@@ -105,9 +106,65 @@ def test_a_warm_start_comes_before_the_recipe(begin):
         assert set(step.losses) in ({"painting"}, {"painting", "reconstruction"})
     for step in steps[4:]:
         assert {name for name in step.losses if not name.startswith("whole_")} == set(TERMS)
-    weights = {"appearance": 10, "structure": 1, "identity": 1, "reconstruction": 1, "colour": 0.5}
+    weights = {"appearance": 10, "structure": 1, "identity": 1, "reconstruction": 1, "contrast": 1, "colour": 0.5}
     total = sum(weight * steps[-1].losses[name].item() for name, weight in weights.items())
     assert steps[-1].total.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(("share", "halves"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_a_warm_start_begins_at_half_the_size(share, halves, begin, monkeypatch):
+    run = begin(size=97, crop=1.0, warm_steps=4, steps=1, warm_coarse=share)
+    seen = []
+    monkeypatch.setattr(run, "_forward", lambda picture: seen.append(min(picture.shape[-2:])) or run._trained(picture))
+    steps = iter(run)
+    for index in range(4):
+        next(steps)
+        assert set(seen) == {48 if index < halves else 97}
+        seen.clear()
+
+
+def test_a_picture_too_small_to_be_halved_is_learnt_as_it_is(begin):
+    whole, half = (list(begin(warm_steps=2, steps=1, warm_coarse=share)) for share in (0.0, 1.0))
+    assert [step.floats() for step in whole] == [step.floats() for step in half]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_generator_is_anchored_every_so_many_steps(every, begin):
+    steps = list(begin(steps=5, warm_steps=2, anchor_every=every, reconstruction_weight=1.0))
+    anchored = ["reconstruction" in step.losses for step in steps]
+    assert anchored == [index % every == 0 for index in (0, 1, *range(5))]
+    assert all(("identity" in step.losses) == there for step, there in zip(steps[2:], anchored[2:], strict=True))
+
+
+def test_views_that_recur_are_looked_at_once(begin, judge, monkeypatch):
+    """Their steps have the losses that a ViT looking anew would find."""
+    looks = 0
+
+    class Counted(Objective):
+        def targets(self, *arguments):
+            nonlocal looks
+            found = super().targets(*arguments)
+            looks += bool(found)
+            return found
+
+    terms = [Appearance(), Structure(), Identity()]
+    run = begin(steps=12, views=2, whole_every=0, learning_rate=0.0)
+    run.objective = Counted(terms, judge, size=56)
+    counted = [step.floats() for step in run]
+    assert looks <= 4  # two views of each picture
+
+    anew = begin(steps=12, views=2, whole_every=0, learning_rate=0.0)
+    anew.objective = Objective(terms, judge, size=56)
+    read = anew._read_targets
+
+    def forget(views, names):
+        for view in views:
+            view.targets.clear()
+        read(views, names)
+
+    monkeypatch.setattr(anew, "_read_targets", forget)
+    for seen, expected in zip(counted, anew, strict=True):
+        assert seen == pytest.approx(expected.floats(), rel=1e-4)
 
 
 def test_a_run_sets_out_from_a_generator(pair, judge):
