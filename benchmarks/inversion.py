@@ -2,9 +2,10 @@
 
     python benchmarks/inversion.py --size 224 --json
 
-The plain step runs the whole ViT with a hook and weights that require gradients; the network that paints is the same,
-and both read their target once, before the first step. Prints how many times faster we are in fp32 (`ratio_fp32`) and
-with bf16 products in the ViT (`ratio_bf16`); times are medians. It fails unless the first losses are equal.
+The plain step runs the whole ViT with a hook and weights that require gradients, and a painting network of plain layers
+with the same weights; both read their target once, before the first step. Prints how many times faster we are in fp32
+(`ratio_fp32`) and with bf16 products in the ViT (`ratio_bf16`); times are medians. It fails unless the first losses are
+equal.
 """
 
 import argparse
@@ -14,24 +15,26 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from plain import PlainViT
+from plain import PlainGenerator, PlainViT
 from step import TOLERANCE, plain_model, timed
 from torch import Tensor
 
 from splice_engine import OFFLINE_BACKBONE, Backbone, Inversion, inversion_preset
 from splice_engine.demo import load_pair
 from splice_engine.images import resize
+from splice_engine.inversion import CHANNELS, NOISE_CHANNELS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class PlainInversion:
-    """The same inversion with a plain ViT, on a network of the same first weights."""
+    """The same inversion with a plain ViT and a plain network of the same first weights."""
 
     def __init__(self, run: Inversion) -> None:
-        self.vit = PlainViT(plain_model(), run.size[0])
+        self.vit = PlainViT(plain_model(), run.size[0], run.request.layer)
         self.read = self.vit.cls if run.request.facet == "cls" else self.vit.keys
-        self.generator, self.noise = run.generator, run.noise
+        self.generator, self.noise = PlainGenerator(CHANNELS, NOISE_CHANNELS), run.noise
+        self.generator.copy_weights(run.generator)
         with torch.no_grad():
             self.target = self.read(run.picture)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), run.settings.learning_rate)
@@ -45,12 +48,12 @@ class PlainInversion:
         return loss.detach()
 
 
-def compare(size: int, pairs: int, facet: str) -> dict[str, float]:
+def compare(size: int, pairs: int, facet: str, layer: int) -> dict[str, float]:
     settings = replace(inversion_preset("fast"), size=size, steps=10**9)
     picture = resize(load_pair()[0], (size, size))
 
     def begin(dtype: torch.dtype) -> Inversion:
-        return Inversion(picture, Backbone.load(OFFLINE_BACKBONE, dtype=dtype), settings, facet=facet)
+        return Inversion(picture, Backbone.load(OFFLINE_BACKBONE, dtype=dtype), settings, layer, facet)
 
     plain = PlainInversion(begin(torch.float32))
     ours = {name: iter(begin(dtype)) for name, dtype in DTYPES.items()}
@@ -77,9 +80,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the picture in pixels")
     parser.add_argument("--pairs", type=int, default=9, help="timed steps of each kind")
     parser.add_argument("--facet", default="key", choices=("cls", "key"), help="the feature")
+    parser.add_argument("--layer", type=int, default=-1, help="the block that it is read from, -1 the last")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
-    result = {"size": options.size, **compare(options.size, options.pairs, options.facet)}
+    result = {"size": options.size, **compare(options.size, options.pairs, options.facet, options.layer)}
     result = {name: float(f"{value:.4g}") for name, value in result.items()}
     print(json.dumps(result) if options.json else "\n".join(f"{name:24} {value:g}" for name, value in result.items()))
 

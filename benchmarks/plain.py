@@ -42,8 +42,8 @@ class PlainLevel(nn.Module):
 
 
 class PlainGenerator(nn.Sequential):
-    def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128, 128)) -> None:
-        super().__init__(PlainLevel(3, channels), nn.Conv2d(channels[0], 3, 1), nn.Sigmoid())
+    def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128, 128), inputs: int = 3) -> None:
+        super().__init__(PlainLevel(inputs, channels), nn.Conv2d(channels[0], 3, 1), nn.Sigmoid())
 
     def copy_weights(self, generator: nn.Module) -> None:
         """Takes over the weights of a `splice_engine` generator."""
@@ -64,18 +64,19 @@ class PlainGenerator(nn.Sequential):
 
 
 class PlainViT:
-    """A timm ViT whose last block is read with hooks, one feature a call."""
+    """A timm ViT of which one block is read with hooks, one feature a call; all others run too."""
 
-    def __init__(self, model: nn.Module, size: int = 224) -> None:
+    def __init__(self, model: nn.Module, size: int = 224, layer: int = -1) -> None:
         self.model = model.eval().requires_grad_(True)
         self.size = size
+        self.block = model.blocks[layer]
         self.seen: Tensor | None = None
 
     def cls(self, picture: Tensor) -> Tensor:
-        return self._run(self.model.blocks[-1], picture)[:, 0]
+        return self._run(self.block, picture)[:, 0]
 
     def keys(self, picture: Tensor) -> Tensor:
-        return self._run(self.model.blocks[-1].attn.qkv, picture).chunk(3, dim=-1)[1]
+        return self._run(self.block.attn.qkv, picture).chunk(3, dim=-1)[1]
 
     def self_similarity(self, picture: Tensor) -> Tensor:
         keys = self.keys(picture)

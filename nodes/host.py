@@ -33,6 +33,8 @@ from ..splice_engine import (
 )
 from ..splice_engine.devices import is_out_of_memory, pick_dtype
 from ..splice_engine.images import check_picture, sides, to_pil
+from ..splice_engine.objective import PictureTerm
+from ..splice_engine.transfer import recipe_terms
 from ..splice_engine.weights import SUFFIXES
 
 CATEGORY = "Splice"
@@ -250,7 +252,8 @@ def train(
         patchers: The backbones that take part, that of the run first.
         settings: The recipe.
         progress: The node's.
-        terms: Of an objective that replaces the recipe's own.
+        terms: Of an objective that takes the place of the recipe's own terms between what a ViT sees. Those between
+            pixels stay.
         start: The generator from a copy of which training sets out.
 
     Returns:
@@ -259,6 +262,8 @@ def train(
     Raises:
         SpliceError: The run's own, or not even the lightest way had enough memory.
     """
+    if terms:
+        terms = [*terms, *(term for term in recipe_terms(settings) if isinstance(term, PictureTerm))]
     while True:
         judge, *_ = place(patchers, step_bytes(pair.structure, patchers, settings))
         objective = (

@@ -69,6 +69,20 @@ class View:
     targets: Targets = field(default_factory=dict)
 
 
+def recipe_terms(settings: Settings) -> list[Term]:
+    """The losses of a recipe: those with a weight above 0."""
+    terms: tuple[Term, ...] = (
+        Appearance(weight=settings.appearance_weight, layer=settings.layer),
+        Structure(weight=settings.structure_weight, layer=settings.layer),
+        Identity(weight=settings.identity_weight, layer=settings.layer),
+        Colour(weight=settings.colour_weight),
+        Contrast(weight=settings.contrast_weight),
+        Painting(weight=settings.painting_weight),
+        Reconstruction(weight=settings.reconstruction_weight),
+    )
+    return [term for term in terms if term.weight > 0]
+
+
 class Transfer:
     """A run on one pair: iterate to train, leave the loop to stop, take the picture whenever you like.
 
@@ -119,21 +133,8 @@ class Transfer:
         if appearance_mask is not None:
             appearance_mask = check_mask(appearance_mask, "appearance mask").to(self.device)
             self.appearance_mask = resize(appearance_mask, sides(self.appearance))
-        terms: tuple[Term, ...] = (
-            Appearance(weight=settings.appearance_weight, layer=settings.layer),
-            Structure(weight=settings.structure_weight, layer=settings.layer),
-            Identity(weight=settings.identity_weight, layer=settings.layer),
-            Colour(weight=settings.colour_weight),
-            Contrast(weight=settings.contrast_weight),
-            Painting(weight=settings.painting_weight),
-            Reconstruction(weight=settings.reconstruction_weight),
-        )
         self.objective = objective or Objective(
-            [term for term in terms if term.weight > 0],
-            backbone,
-            settings.vit_size,
-            settings.vit_longest,
-            settings.recompute,
+            recipe_terms(settings), backbone, settings.vit_size, settings.vit_longest, settings.recompute
         )
         fixed = [
             term for term in self.objective.terms.values() if isinstance(term, FeatureTerm) and term.fixed is not None

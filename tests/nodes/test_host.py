@@ -121,6 +121,24 @@ def test_an_objective_of_chained_terms(host, graph):
     assert len(np.unique(host.pictures(outcome, "curve")[0].reshape(-1, 3), axis=0)) > 5
 
 
+def test_the_composable_way_gives_the_picture_of_the_one_node(host, graph):
+    """With the preset's own weights: what it asks of colours and texture stays."""
+    recipe = {"preset": "draft", "steps": 2, "seed": 50}
+    one = host.run(graph(TRANSFER, **recipe))
+    assert one.status == "success", one.message
+    nodes = {
+        "one": node("SpliceAppearanceTerm", weight=3.0, layer=-1),
+        "two": node("SpliceStructureTerm", weight=300.0, layer=-1, objective=link("one")),
+        "three": node("SpliceIdentityTerm", weight=1.0, layer=-1, objective=link("two")),
+        "log": node("PreviewAny", source=link("it", 3)),
+    }
+    chained = host.run(graph(OPTIMIZER, nodes, objective=link("three"), vit_size=0, **recipe))
+    assert chained.status == "success", chained.message
+    assert np.array_equal(host.pictures(chained, "save")[0], host.pictures(one, "save")[0])
+    last = json.loads(chained.outputs["log"]["text"][0].splitlines()[-1])
+    assert {"colour", "contrast", "painting"} <= last.keys()
+
+
 def test_masks_of_another_size_limit_the_change(host, graph, tensor):
     mask = torch.zeros(1, 50, 60)
     mask[:, :, 30:] = 1
