@@ -272,7 +272,8 @@ class Transfer:
         a, b = self._view("structure"), self._view("appearance")
         streams = {**a.streams, **b.streams}
         streams["output"] = self._output(streams["structure"], streams.pop("residual", None))
-        if not first and index % settings.anchor_every == 0:
+        anchors_only = all(term.output == "reconstruction" for term in self.objective.terms.values())
+        if not first and (anchors_only or index % settings.anchor_every == 0):
             streams["reconstruction"] = self._forward(streams["appearance"])
         masks = {**a.masks, **b.masks}
         self._read_targets([a, b], None if settings.views else names)

@@ -136,6 +136,11 @@ def test_the_generator_is_anchored_every_so_many_steps(every, begin):
     assert all(("identity" in step.losses) == there for step, there in zip(steps[2:], anchored[2:], strict=True))
 
 
+def test_an_objective_of_anchors_alone_has_them_in_every_step(begin):
+    run = begin(anchor_every=3, appearance_weight=0.0, structure_weight=0.0)
+    assert all(set(step.losses) == {"identity"} for step in run)
+
+
 def test_views_that_recur_are_looked_at_once(begin, judge, monkeypatch):
     """Their steps have the losses that a ViT looking anew would find."""
     looks = 0
