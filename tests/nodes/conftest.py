@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def tensor(host):
     """Makes a node that gives a tensor."""
 
     def make(value, kind="TestImage"):
-        name = f"{abs(hash(value))}.pt"
+        name = f"{uuid.uuid4().hex}.pt"  # never one that the host has in its cache
         torch.save(value, host.base / "custom_nodes" / name)
         return {"class_type": kind, "inputs": {"name": name}}
 
