@@ -81,6 +81,16 @@ class Correspondence:
             b_covered,
         )
 
+    @torch.no_grad()
+    def retarget(
+        self, target: Tensor, backbone: Backbone, short_patches: int, requests: Sequence[Request] = MATCHED
+    ) -> "Correspondence":
+        """The same source matched to another target, or to the same one at another size; arguments as for `between`."""
+        size = _working_size(target, backbone, short_patches)
+        described = _describe(target, backbone, size, requests, None)
+        grid = (size[0] // backbone.patch, size[1] // backbone.patch)
+        return Correspondence(self.source, described, self.source_grid, grid)
+
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """Carries values from the target's patches to the source's, each source patch taking a mean over its matches.
 
@@ -121,19 +131,24 @@ class Correspondence:
             `[1, 1, h', w']` on the target's grid, weighted means of cosines; 0 is as alike as chance.
         """
         weights = selected[0, 0] / selected.sum()
+        chosen = weights.any(dim=1).nonzero()
+        only = range(int(chosen.min()), int(chosen.max()) + 1)
         ways = []
         for mirrored in (False, True):
-            parts = [torch.tensordot(weights[rows], part, dims=2) for rows, part in self._volumes(radius, mirrored)]
+            volumes = self._volumes(radius, mirrored, only)
+            parts = [torch.tensordot(weights[rows], part, dims=2) for rows, part in volumes]
             ways.append(torch.stack(parts).sum(dim=0))
         return torch.maximum(*ways)[None, None]
 
-    def _volumes(self, radius: int, mirrored: bool = False) -> Iterator[tuple[slice, Tensor]]:
-        """Similarities `[rows, w, h', w']` with the neighbours' votes, for some rows of the source at a time.
+    def _volumes(
+        self, radius: int, mirrored: bool = False, only: range | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Similarities `[rows, w, h', w']` with the neighbours' votes, for some rows of the source, or all, at a time.
 
         With `mirrored` the neighbour to the right votes for what is to the left in the target.
         """
         height, width = self.source_grid
-        for top, bottom in self._bands(radius):
+        for top, bottom in self._bands(radius, range(height) if only is None else only):
             first, last = max(0, top - radius), min(height, bottom + radius)
             similarity = self.source[first * width : last * width] @ self.target.T
             volume = similarity.view(last - first, width, *self.target_grid)
@@ -146,11 +161,10 @@ class Correspondence:
         """`[..., M]` with minus infinity for the patches that may not be matched."""
         return similarity if self.matchable is None else similarity.masked_fill(~self.matchable, -torch.inf)
 
-    def _bands(self, radius: int) -> Iterator[tuple[int, int]]:
-        height, width = self.source_grid
-        rows = max(1, CHUNK_ENTRIES // (width * len(self.target)) - 2 * radius)
-        for top in range(0, height, rows):
-            yield top, min(top + rows, height)
+    def _bands(self, radius: int, wanted: range) -> Iterator[tuple[int, int]]:
+        rows = max(1, CHUNK_ENTRIES // (self.source_grid[1] * len(self.target)) - 2 * radius)
+        for top in range(wanted.start, wanted.stop, rows):
+            yield top, min(top + rows, wanted.stop)
 
 
 def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """Heat maps: which places are like a given one, and where a ViT attends."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Request
 from .components import enlarge
 from .correspondence import Correspondence
 from .errors import SpliceError
@@ -13,6 +15,12 @@ from .images import resize, sides
 
 SHORT_PATCHES = 24
 """Patches along the short side for a similarity map: finer ones see too little of a part to know it again."""
+
+NEARER = 0.75
+"""The target is searched at this share of its patches as well: a thing seen from nearer then takes as many of them."""
+
+DESCRIBED = (Request(-5, "key"), Request(-5, "token"), Request(-3, "key"), Request(-3, "token"))
+"""What says how alike two places are: the middle layers tell a thing's parts apart, the last ones only the things."""
 
 COHERENCE = 2
 """Patches whose neighbours vote on how alike two places are."""
@@ -107,7 +115,7 @@ def similarity_map(
         backbone: The ViT that sees them.
         target: `[B, 3, H', W']`, the pictures to search; None searches the sources. Of sources, masks and targets,
             one serves for all of the others.
-        short_patches: Patches along each picture's short side.
+        short_patches: Patches along each picture's short side; the map has those of the target.
         radius: Neighbours this many patches away vote along.
 
     Returns:
@@ -121,14 +129,14 @@ def similarity_map(
     if len(counts) > 1:
         raise SpliceError(f"cannot pair batches of {' and '.join(map(str, sorted(counts)))}: give one, or as many")
     heats = []
-    for index in range(max(counts, default=1)):
-        a, b = source[index % len(source)][None], target[index % len(target)][None]
-        match = Correspondence.between(a, b, backbone, short_patches)
-        mask = _point_mask(where, match) if not isinstance(where, Tensor) else where[index % len(where)][None]
-        selected = resize(mask.to(backbone.device, torch.float32), match.source_grid)
-        if not selected.sum() > 0:
-            raise SpliceError("the mask selects nothing: paint the place to look for in white")
-        heats.append(match.similarity(selected, radius))
+    # Many masks may ask about the same two pictures: those are looked at once.
+    for (i, j), group in groupby(range(max(counts, default=1)), lambda n: (n % len(source), n % len(target))):
+        a, b = source[i : i + 1], target[j : j + 1]
+        match = Correspondence.between(a, b, backbone, short_patches, DESCRIBED)
+        nearer = match.retarget(b, backbone, max(1, round(NEARER * short_patches)), DESCRIBED)
+        for n in group:
+            mask = where[n % len(where)][None] if isinstance(where, Tensor) else _point_mask(where, match)
+            heats.append(_search(match, nearer, mask.to(backbone.device, torch.float32), radius))
     return SimilarityMap(torch.cat(heats))
 
 
@@ -151,12 +159,26 @@ def attention_map(picture: Tensor, backbone: Backbone, layer: int = -1, size: in
     return AttentionMap(patches.unflatten(-1, (height // backbone.patch, width // backbone.patch)))
 
 
+def _search(match: Correspondence, nearer: Correspondence, mask: Tensor, radius: int) -> Tensor:
+    """`[1, 1, h, w]` on the match's target grid: how alike each place is at the better of two sizes of the target."""
+    selected = resize(mask, match.source_grid)
+    if not selected.sum() > 0:
+        raise SpliceError("the mask selects nothing: paint the place to look for in white")
+    coarse = nearer.similarity(selected, radius)
+    coarse = F.interpolate(coarse, match.target_grid, mode="bilinear", align_corners=False)
+    return torch.maximum(match.similarity(selected, radius), coarse)
+
+
 def _point_mask(point: tuple[float, float], match: Correspondence) -> Tensor:
-    """`[1, 1, h, w]` on the source's grid: 1 at the patch that a point lies in."""
+    """`[1, 1, h, w]` on the source's grid: a weight of 1 shared by the patches whose centres surround a point."""
     x, y = point
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise SpliceError(f"the point {x:g}, {y:g} lies outside of the picture: both shares must be from 0 to 1")
-    height, width = match.source_grid
-    mask = torch.zeros(1, 1, height, width)
-    mask[..., min(height - 1, int(y * height)), min(width - 1, int(x * width))] = 1
-    return mask
+    rows, columns = (_tent(share, count) for share, count in zip((y, x), match.source_grid, strict=True))
+    return torch.outer(rows, columns)[None, None]
+
+
+def _tent(share: float, count: int) -> Tensor:
+    """Weights `[count]` of linear interpolation between the centres of so many patches in a row."""
+    centre = min(max(share * count - 0.5, 0), count - 1)
+    return (1 - (torch.arange(count) - centre).abs()).clamp_min(0)
