@@ -42,9 +42,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left; torch has no one class for it."""
+    """Whether an error says that a device or the machine has no memory left; torch has no one class for it.
+
+    What oneDNN cannot create, it had no memory for: what it does not support it calls a primitive descriptor.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("allocate memory", "out of memory")
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in message or "out of memory" in message or message == "could not create a primitive"
     )

@@ -21,9 +21,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TENSORS = '''
+NODES = '''
 import os
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 class TestTensor:
     """Gives what a test wrote: tensors that no picture file can hold."""
@@ -40,7 +41,29 @@ class TestImage(TestTensor):
 class TestMask(TestImage):
     RETURN_TYPES = ("MASK",)
 
-NODE_CLASS_MAPPINGS = {"TestImage": TestImage, "TestMask": TestMask}
+class TestMemory:
+    """From here on modules find only so many megabytes for outputs that gradients need, as on a small device."""
+    CATEGORY = FUNCTION = "limit"
+    RETURN_TYPES = ("IMAGE",)
+    kept, megabytes = [], float("inf")
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE", {}), "megabytes": ("FLOAT", {"max": 1e9})}}
+    def limit(self, image, megabytes):
+        TestMemory.megabytes = megabytes
+        return (image,)
+    @staticmethod
+    def keep(module, given, output):
+        if TestMemory.megabytes < 1e9 and isinstance(output, torch.Tensor) and output.requires_grad:
+            storage = output.untyped_storage()
+            alive = {ref.cdata: (ref, size) for ref, size in TestMemory.kept if not ref.expired()}
+            alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+            TestMemory.kept = list(alive.values())
+            if sum(size for _, size in TestMemory.kept) > TestMemory.megabytes * 2**20:
+                raise torch.OutOfMemoryError("a test's small device is full")
+
+torch.nn.modules.module.register_module_forward_hook(TestMemory.keep)
+NODE_CLASS_MAPPINGS = {"TestImage": TestImage, "TestMask": TestMask, "TestMemory": TestMemory}
 '''
 
 
@@ -94,7 +117,7 @@ class Comfy:
         for folder in ("custom_nodes", "input", "output", "models/dino"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "ComfyUI-Splice").symlink_to(ROOT)
-        (base / "custom_nodes" / "test_tensors.py").write_text(TENSORS)
+        (base / "custom_nodes" / "test_nodes.py").write_text(NODES)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -277,6 +277,32 @@ def test_a_file_of_ones_own_and_a_damaged_one(host, graph, weights_file):
     assert "mine.safetensors" in gone.message
 
 
+def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
+    """Until it fits; and where nothing fits, one sentence, after which the server goes on."""
+    picture = torch.rand(1, 600, 700, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(megabytes):
+        nodes = {
+            "picture": tensor(picture),
+            "device": node("TestMemory", image=link("picture"), megabytes=megabytes),
+        }
+        return host.run(graph(OPTIMIZER, nodes, structure=link("device"), appearance=link("device"), steps=1, size=600))
+
+    before = len(host.log())
+    fitted = run(200.0)
+    assert fitted.status == "success", fitted.message
+    assert host.pictures(fitted, "save")[0].shape == (600, 700, 3)
+    told = [line for line in host.log()[before:].splitlines() if "Splice: out of memory" in line]
+    assert "computed twice" in told[0]
+    assert "short side of 450 pixels" in told[1]
+    refused = run(5.0)
+    assert refused.status == "error"
+    assert "out of memory even in the lightest way" in refused.message
+    before = len(host.log())
+    assert run(1e9).status == "success"
+    assert "Splice: out of memory" not in host.log()[before:]
+
+
 def test_without_timm_the_server_starts_and_the_error_names_the_command(start_host, graph, tmp_path, pair):
     (tmp_path / "timm.py").write_text("raise ImportError('no timm here')\n")
     server = start_host(PYTHONPATH=str(tmp_path))
