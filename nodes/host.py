@@ -52,9 +52,10 @@ PREVIEW_SHARE = 0.02
 
 PROGRESS_SECONDS = 0.1
 
-GENERATOR_BYTES, VIT_BYTES, RENDER_BYTES = 1600, 180, 400
+GENERATOR_BYTES, VIT_BYTES, RENDER_BYTES, VIEW_BYTES = 1600, 180, 400, 28
 """What one picture takes: of the generator's training per pixel; of the ViT's per token, width and block, where
-gradients flow (most, measured over ViT-S/14, B/14 and B/8); of rendering per pixel."""
+gradients flow (most, measured over ViT-S/14, B/14 and B/8); of rendering per pixel; of a view that recurs per pixel,
+with what belongs to it, the mean over both pictures."""
 
 LEAST_SIZE = 128
 """Pixels of the short side below which a run that is out of memory is not shrunk any more."""
@@ -330,10 +331,10 @@ def watched(run: Run, progress: Progress) -> tuple[Run, list[dict[str, float]]]:
 
 
 def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Settings) -> int:
-    """About what a step keeps on the device: two outputs of the generator, and two passes through each ViT."""
+    """About what a step keeps on the device: two outputs of the generator, two passes through each ViT, all views."""
     height, width = sides(structure)
     share = min(1.0, (settings.size or height) / min(height, width))
-    total = GENERATOR_BYTES * height * width * share**2
+    total = (GENERATOR_BYTES + VIEW_BYTES * settings.views) * height * width * share**2
     for backbone in (patcher.model.backbone for patcher in patchers):
         seen = settings.vit_size * min(
             settings.vit_longest, settings.vit_size * max(height, width) / min(height, width)
