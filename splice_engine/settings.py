@@ -112,13 +112,15 @@ _DRAFT = Settings(
     warm_steps=70,
     warm_coarse=0.65,
     learning_rate_end=0.1,
-    appearance_weight=3.0,
+    appearance_weight=6.0,
     structure_weight=300.0,
-    colour_weight=400.0,
+    colour_weight=600.0,
     contrast_weight=100.0,
     painting_weight=3.0,
     reconstruction_weight=10.0,
     residual=1.0,
+    jitter=0.0,
+    blur=0.0,
     whole=0.5,
     whole_every=0,
     views=8,
@@ -137,9 +139,9 @@ PRESETS: dict[str, Settings] = {
 The self-similarity weighs far more than in the paper, since it is what a painted picture lacks. Colours and contrasts
 are held to the instant picture's over squares of pixels, without which the [CLS] token would leave casts and fade the
 texture in so few steps; a lighter painting term keeps the texture in its place without tying the picture down. A few
-views recur, half of them the whole picture, which the generator has to serve in the end. The rate falls to a tenth and
-the last steps are averaged, since single steps at the full rate differ much in appearance. `paper` is the paper's text,
-`paper-10k` the configuration that the authors published."""
+views recur, half of them the whole picture, and all in its own colours: in so few steps the generator need not serve
+others. The rate falls to a tenth and the last steps are averaged, since single steps at the full rate differ much in
+appearance. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
 

@@ -127,7 +127,7 @@ def test_the_composable_way_gives_the_picture_of_the_one_node(host, graph):
     one = host.run(graph(TRANSFER, **recipe))
     assert one.status == "success", one.message
     nodes = {
-        "one": node("SpliceAppearanceTerm", weight=3.0, layer=-1),
+        "one": node("SpliceAppearanceTerm", weight=6.0, layer=-1),
         "two": node("SpliceStructureTerm", weight=300.0, layer=-1, objective=link("one")),
         "three": node("SpliceIdentityTerm", weight=1.0, layer=-1, objective=link("two")),
         "log": node("PreviewAny", source=link("it", 3)),
