@@ -295,18 +295,36 @@ class InstantTransfer(io.ComfyNode):
                 ),
                 feather_widget(),
                 *mask_inputs(),
+                io.Int.Input(
+                    "looks",
+                    optional=True,
+                    default=1,
+                    min=1,
+                    max=4,
+                    tooltip="Times that the pair is matched: 2 finds more of the parts in twice the time.",
+                ),
             ],
             outputs=[io.Image.Output("image", tooltip="The structure picture in the colours of the other.")],
         )
 
     @classmethod
     def execute(
-        cls, structure, appearance, backbone, texture: float, feather: float, structure_mask=None, appearance_mask=None
+        cls,
+        structure,
+        appearance,
+        backbone,
+        texture: float,
+        feather: float,
+        structure_mask=None,
+        appearance_mask=None,
+        looks: int = 1,
     ) -> io.NodeOutput:
         with host.working(), torch.no_grad():
             pairs = host.pairs(structure, appearance, structure_mask, appearance_mask)
             (vit,) = host.place([backbone])
-            palettes = (Palette.between(pair.structure, pair.appearance, vit, **pair.masks) for pair in pairs)
+            palettes = (
+                Palette.between(pair.structure, pair.appearance, vit, **pair.masks, looks=looks) for pair in pairs
+            )
             return io.NodeOutput(
                 host.image([palette.image(texture=texture, feather=feather).cpu() for palette in palettes])
             )

@@ -151,7 +151,12 @@ def _instant(options: argparse.Namespace) -> int:
     alpha = load_alpha(options.structure) if options.keep_alpha else None
     masks = _masks(options)
     palette = Palette.between(
-        structure, appearance, load_backbone(options), structure_mask=masks[0], appearance_mask=masks[1]
+        structure,
+        appearance,
+        load_backbone(options),
+        structure_mask=masks[0],
+        appearance_mask=masks[1],
+        looks=options.looks,
     )
     image = palette.image(texture=options.texture, feather=options.feather)
     save_picture(image, options.output, alpha, overwrite=options.overwrite)
@@ -297,6 +302,13 @@ def _parser() -> argparse.ArgumentParser:
         default=FEATHER,
         metavar="X",
         help="pixels over which the change fades out beyond the structure mask (default: %(default)s)",
+    )
+    instant.add_argument(
+        "--looks",
+        type=count,
+        default=1,
+        metavar="N",
+        help="times that the pair is matched: 2 finds more of the parts in twice the time (default: %(default)s)",
     )
 
     apply = commands.add_parser("apply", help="apply a saved generator to a picture")

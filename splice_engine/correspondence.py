@@ -1,7 +1,7 @@
 """Which patch of one picture belongs to which patch of another, by what a ViT sees in them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ class Correspondence:
     """A semantic map from the patches of a source picture to those of a target picture.
 
     Attributes:
-        source: `[N, D]`, unit descriptors of the source's patches, row by row over its grid.
-        target: `[M, D]`, likewise of the target's.
+        source: `[N, D]`, descriptors of the source's patches, row by row over its grid.
+        target: `[M, D]`, unit descriptors of the target's.
         source_grid: (h, w) of the source in patches; N = h·w.
         target_grid: Likewise of the target.
         matchable: `[M]` booleans, the target's patches that may be matched; None is all of them.
@@ -90,6 +90,24 @@ class Correspondence:
         described = _describe(target, backbone, size, requests, None)
         grid = (size[0] // backbone.patch, size[1] // backbone.patch)
         return Correspondence(self.source, described, self.source_grid, grid)
+
+    @torch.no_grad()
+    def second_look(
+        self, painted: Tensor, backbone: Backbone, requests: Sequence[Request] = MATCHED, mask: Tensor | None = None
+    ) -> "Correspondence":
+        """The same map by the mean of two similarities: the source's, and that of the source in the target's look.
+
+        Where both pictures have one look, the ViT tells parts apart that it had mixed up.
+
+        Args:
+            painted: `[1, 3, H, W]` in 0..1, the source as this map painted it; of any size.
+            backbone: The ViT that sees it.
+            requests: The facets, as for `between`.
+            mask: `[1, 1, H, W]` in 0..1: the source mask of `between`, where there was a target mask too.
+        """
+        size = (self.source_grid[0] * backbone.patch, self.source_grid[1] * backbone.patch)
+        centre = _covered(mask, "source mask", size, backbone)
+        return replace(self, source=(self.source + _describe(painted, backbone, size, requests, centre)) / 2)
 
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """Carries values from the target's patches to the source's, each source patch taking a mean over its matches.

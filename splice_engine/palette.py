@@ -81,6 +81,7 @@ class Palette:
         short_patches: int = SHORT_PATCHES,
         structure_mask: Tensor | None = None,
         appearance_mask: Tensor | None = None,
+        looks: int = 1,
     ) -> "Palette":
         """Matches the pictures and gathers B's look for every place of A.
 
@@ -91,6 +92,8 @@ class Palette:
             short_patches: Fineness of the matching: patches along the short side.
             structure_mask: `[1, 1, H, W]` in 0..1, of any size: where A is to change.
             appearance_mask: Likewise: the part of B whose look is taken.
+            looks: How often to match, at least once. From the second time on the ViT sees the painted picture too, by
+                which it finds more of the parts; each costs about as much as the first.
 
         Raises:
             SpliceError: A picture or a mask that cannot be worked with.
@@ -104,6 +107,22 @@ class Palette:
         match = Correspondence.between(
             structure, appearance, backbone, short_patches, source_mask=structure_mask, target_mask=appearance_mask
         )
+        palette = cls._painted_by(match, structure, appearance, structure_mask, appearance_mask)
+        for _ in range(looks - 1):
+            painted = palette.painted(short_patches * PATCH_PIXELS)
+            again = match.second_look(painted, backbone, mask=None if appearance_mask is None else structure_mask)
+            palette = cls._painted_by(again, structure, appearance, structure_mask, appearance_mask)
+        return palette
+
+    @classmethod
+    def _painted_by(
+        cls,
+        match: Correspondence,
+        structure: Tensor,
+        appearance: Tensor,
+        structure_mask: Tensor | None,
+        appearance_mask: Tensor | None,
+    ) -> "Palette":
         a, b = (
             resize(picture, (grid[0] * PATCH_PIXELS, grid[1] * PATCH_PIXELS))
             for picture, grid in ((structure, match.source_grid), (appearance, match.target_grid))

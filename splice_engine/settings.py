@@ -46,6 +46,9 @@ class Settings(Recipe):
     warm_coarse: float = _setting(
         0.0, "share of these, the first ones, that take place at half the size", low=0, high=1
     )
+    looks: int = _setting(
+        2, "times that the pair is matched for the instant picture; from the second on what was painted helps", low=1
+    )
     learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0)
     learning_rate_end: float = _setting(
         1.0, "share of that rate that is left in the last step, towards which it falls evenly", low=0, high=1

@@ -154,7 +154,12 @@ class Transfer:
             or any(term.target == "palette" for term in self.objective.terms.values())
         ):
             palette = Palette.between(
-                self.picture, appearance, backbone, structure_mask=structure_mask, appearance_mask=appearance_mask
+                self.picture,
+                appearance,
+                backbone,
+                structure_mask=structure_mask,
+                appearance_mask=appearance_mask,
+                looks=settings.looks,
             )
             at = sides(self.structure)
             self.palette = resize(palette.painted(min(at)), at)

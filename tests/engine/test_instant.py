@@ -1,6 +1,7 @@
 """Semantic matching and the instant transfer, with real weights."""
 
 import pytest
+import skimage.data
 import torch
 
 from splice_engine import Correspondence, Palette, SpliceError, Transfer, correspondence, preset
@@ -40,6 +41,28 @@ def test_coherence_makes_neighbours_match_neighbours(backbone, pair):
         return (steps - torch.tensor([0.0, 1.0]).view(2, 1, 1)).abs().sum(dim=0).gt(1).float().mean()
 
     assert jumps(2) < 0.75 * jumps(0)
+
+
+def test_a_second_look_finds_parts_that_the_first_mixed_up(backbone):
+    picture = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None] / 255
+    negative = 1 - picture
+    match = Correspondence.between(picture, negative, backbone, short_patches=16)
+    painted = Palette.between(picture, negative, backbone, short_patches=16).painted(256)
+
+    def found(match):
+        rows, columns = grid_of(match)
+        row, column = match.matches()
+        return (((row - rows).abs() <= 1) & ((column - columns).abs() <= 1)).float().mean()
+
+    assert found(match.second_look(painted, backbone)) > found(match) + 0.1
+
+
+def test_a_palette_looks_again_at_what_it_painted(backbone, pair):
+    negative = 1 - pair[0]
+    once, twice = (
+        Palette.between(pair[0], negative, backbone, short_patches=16, looks=looks).image() for looks in (1, 2)
+    )
+    assert (twice - negative).abs().mean() < 0.95 * (once - negative).abs().mean()
 
 
 def test_few_similarities_at_a_time_give_the_same(backbone, pair, monkeypatch):

@@ -190,7 +190,7 @@ def test_a_run_sets_out_from_a_generator(pair, judge):
 def test_the_recipe_sets_out_from_the_instant_picture(size, begin, pair, judge):
     """With the whole residual and a recipe that changes nothing, the result is the instant picture itself."""
     run, _ = finish(begin(residual=1.0, warm_steps=2, steps=1, learning_rate=0.0))
-    torch.testing.assert_close(run.image(size), Palette.between(*pair, judge).image(size), rtol=0, atol=1e-5)
+    torch.testing.assert_close(run.image(size), Palette.between(*pair, judge, looks=2).image(size), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [None, 80])
@@ -203,7 +203,7 @@ def test_the_residual_lies_over_the_output(size, begin, pair, judge):
     learnt = render(run.generator, picture, size=64)
     torch.testing.assert_close(run.image(size), learnt)  # none yet
     list(steps)
-    residual = 0.5 * (Palette.between(*pair, judge).image(size) - learnt)
+    residual = 0.5 * (Palette.between(*pair, judge, looks=2).image(size) - learnt)
     expected = (render(run.generator, picture, size=64) + residual).clamp(0, 1)
     torch.testing.assert_close(run.image(size), expected)
     assert residual.abs().max() > 0.01
