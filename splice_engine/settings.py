@@ -133,7 +133,7 @@ _DRAFT = Settings(
 
 PRESETS: dict[str, Settings] = {
     "draft": _DRAFT,
-    "standard": replace(_DRAFT, steps=200),
+    "standard": replace(_DRAFT, steps=300),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
