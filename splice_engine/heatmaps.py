@@ -90,7 +90,7 @@ class AttentionMap:
         """
         if not 0 < mass <= 1:
             raise SpliceError(f"the kept mass must be above 0 and at most 1, not {mass:g}")
-        flat = enlarge(self.heat(head), size).clamp_min(0).flatten(1).double().cpu()
+        flat = enlarge(self.heat(head), size).clamp_min(0).flatten(1).cpu().double()
         ordered, order = flat.sort(dim=1, descending=True)
         before = ordered.cumsum(dim=1) - ordered
         kept = before < mass * ordered.sum(dim=1, keepdim=True)
