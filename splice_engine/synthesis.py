@@ -68,7 +68,7 @@ class _Canvas:
         self.guide, self.cost = guide, cost.flatten()
         height, width = sides(guide)
         self.look_size = sides(look)
-        self.pixels = look[0].flatten(1).T
+        self.pixels = look[0].flatten(1).T.contiguous()
         self.here = torch.stack(
             torch.meshgrid(
                 torch.arange(height, device=look.device), torch.arange(width, device=look.device), indexing="ij"
@@ -89,8 +89,12 @@ class _Canvas:
     def paint(self, places: Tensor, side: int) -> Tensor:
         """The picture `[1, 3, h, w]` that patches of a side make: the mean where they overlap."""
         reach = range(-(side // 2), side // 2 + 1)
-        taken = [self.pixels[self._index(self._along(places, down, right))] for down in reach for right in reach]
-        return torch.stack(taken).mean(dim=0).T.reshape(1, 3, *sides(places))
+        indices = (self._index(self._along(places, down, right)) for down in reach for right in reach)
+        return (
+            torch.stack([self.pixels.index_select(0, index) for index in indices])
+            .mean(dim=0)
+            .T.reshape(1, 3, *sides(places))
+        )
 
     def search(self, places: Tensor, picture: Tensor, chance: torch.Generator) -> Tensor:
         """Better places: those next to what neighbours have taken, or random ones ever closer to a place's own."""
@@ -115,15 +119,17 @@ class _Canvas:
         """Where a place's patch would be if it continued that of the neighbour so many pixels away."""
         rows = (self.here[0, :, 0] + down).clamp(0, places.shape[1] - 1)
         columns = (self.here[1, 0] + right).clamp(0, places.shape[2] - 1)
-        near = rows[:, None], columns
-        return self.inside(places[:, near[0], near[1]] - self.here[:, near[0], near[1]] + self.here)
+        steps = (places - self.here).index_select(1, rows).index_select(2, columns)
+        return self.inside(steps + self.here)
 
     def _index(self, places: Tensor) -> Tensor:
         return (places[0] * self.look_size[1] + places[1]).flatten()
 
     def _cost(self, wanted: Tensor, places: Tensor, price: Tensor) -> Tensor:
         index = self._index(places)
-        return ((wanted - self.patches[index]).square().sum(dim=1) + price[index]).view(sides(places))
+        # index_select copies whole rows, and the rest works in place: a third of the time of the plain expression.
+        apart = self.patches.index_select(0, index).sub_(wanted).square_().sum(dim=1)
+        return (apart + price[index]).view(sides(places))
 
     def _price(self, places: Tensor) -> Tensor:
         """Cost `[N]` of each place of the look: its own, and that of its use, averaged with the use before."""
