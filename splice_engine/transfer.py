@@ -34,6 +34,9 @@ from .rendering import render
 from .settings import DEFAULT_PRESET, PRESETS, Settings
 from .views import MIN_CROP, Views
 
+FLAT = 1e-3
+"""Standard deviation of the channels up to which a picture is of one colour: a quarter of a step of 8 bits."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -231,11 +234,12 @@ class Transfer:
         picture = self.picture.to(self.device)
         if size is not None:
             picture = resize(picture, short_side_size(*sides(picture), size))
-        result = render(self.generator, picture, size=self.settings.size)
+        seen = grained(picture)
+        result = render(self.generator, seen, size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
         if self._beginner is not None:
-            missed = self._painted(size).sub_(render(self._beginner, picture, size=self.settings.size))
+            missed = self._painted(size).sub_(render(self._beginner, seen, size=self.settings.size))
             result = result.add_(missed, alpha=self.settings.residual).clamp_(0, 1)
         if self.mask is None:
             return result
@@ -381,7 +385,19 @@ class Transfer:
         size = self.settings.size
         if size is not None and size < min(height, width):
             picture = resize(picture, short_side_size(height, width, size))
-        return picture.to(self.device)
+        return grained(picture).to(self.device)
+
+
+def grained(picture: Tensor) -> Tensor:
+    """A picture of one colour with a grain far too faint to be seen; any other as it is.
+
+    In the former the generator's normalisation finds nothing to divide by, so that each layer makes gradients a few
+    hundred times larger, until none is a number.
+    """
+    if picture.std(dim=(-2, -1)).max() > FLAT:
+        return picture
+    grain = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return picture + FLAT * grain.to(picture)
 
 
 def _halved(pictures: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -388,6 +388,15 @@ def test_pictures_at_the_edge_of_what_is_let_in(sizes, judge):
     assert run.image().shape == structure.shape
 
 
+def test_a_structure_of_one_colour_is_trained_on(backbone, pair):
+    """Unlike others it would make gradients grow from layer to layer until none is a number."""
+    flat = torch.full((1, 3, 96, 96), 0.5)
+    settings = preset("paper", **{**SMALL, "size": None, "steps": 1, "warm_steps": 70})
+    run, steps = finish(Transfer(flat, pair[1], backbone, settings))
+    assert all(torch.isfinite(step.total) for step in steps)
+    assert run.image().std() > 0.01
+
+
 @pytest.mark.parametrize("crop", [0.1, 0.8, 1.0])
 @pytest.mark.parametrize("size", [(70, 91), (91, 70), (80, 80)], ids=str)
 def test_views_are_square_crops_within_the_range(size, crop):
