@@ -99,11 +99,11 @@ class PlainViT:
 
 
 class PlainStep:
-    """One step on square views a and b: six forwards of the ViT, three of them with gradients."""
+    """One step on square views a and b, on the ViT's device: six forwards of the ViT, three of them with gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         self.vit = PlainViT(model)
-        self.generator = PlainGenerator()
+        self.generator = PlainGenerator().to(next(model.parameters()).device)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=2e-3, betas=(0.0, 0.99))
 
     def __call__(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:

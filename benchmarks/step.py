@@ -1,10 +1,12 @@
 """Times one training step of ours against a plain rendering of the paper's, interleaved in one run, at equal losses.
 
     python benchmarks/step.py --size 224 --json
+    python benchmarks/step.py --size 224 --device cuda --backbone dino_vitb8
 
 Prints how many times faster we are in fp32 (`ratio_fp32`) and with bf16 products in the ViT (`ratio_bf16`), our peak
 memory of a step over the plain one's (`memory_ratio`), the largest relative difference of a loss, and which share of
-our fp32 step the ViT and the generator take. Times are medians; `--pairs` sets how many steps of each are timed.
+our fp32 step the ViT and the generator take. Times are medians; `--pairs` sets how many steps of each are timed. On
+CUDA convolutions are in full fp32, too, lest TF32 hide a difference, and memory is what torch's allocator hands out.
 """
 
 import argparse
@@ -26,29 +28,31 @@ from torch import Tensor
 from splice_engine import OFFLINE_BACKBONE, Backbone, Transfer, preset
 from splice_engine.catalogue import lookup
 from splice_engine.demo import load_pair
+from splice_engine.devices import pick_device
 from splice_engine.images import resize
 from splice_engine.settings import Settings
 from splice_engine.views import Views
 from splice_engine.weights import get, read
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative difference allowed between our losses and the plain step's."""
 
 
-def plain_model() -> torch.nn.Module:
-    """The offline backbone as timm makes it."""
-    entry = lookup(OFFLINE_BACKBONE)
+def plain_model(name: str = OFFLINE_BACKBONE, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """A backbone as timm makes it."""
+    entry = lookup(name)
     overlay = {"state_dict": read(get(entry))}
     return timm.create_model(
         entry.timm_id, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True
-    )
+    ).to(device)
 
 
 class Ours:
     """Our training step, as users run it, and what of it the ViT and the generator take."""
 
-    def __init__(self, settings: Settings, dtype: torch.dtype) -> None:
-        self.run = Transfer(*load_pair(), Backbone.load(OFFLINE_BACKBONE, dtype=dtype), settings)
+    def __init__(self, settings: Settings, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.run = Transfer(*load_pair(), Backbone.load(name, device, dtype), settings)
         self.steps = iter(self.run)
         next(self.steps)  # the first step has the appearance term only
 
@@ -76,41 +80,53 @@ def two_views(views: Views, run: Transfer) -> tuple[Tensor, Tensor]:
     return views.disturb(views.crop(run.structure)), views.crop(run.appearance)
 
 
+def settled() -> float:
+    """The time in seconds, once all work on a device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(work: Callable[..., Any], *arguments: Tensor) -> tuple[Any, float]:
     """What some work returns, and its time in seconds."""
-    start = time.perf_counter()
+    start = settled()
     result = work(*arguments)
-    return result, time.perf_counter() - start
+    return result, settled() - start
 
 
-def compare(size: int, pairs: int) -> dict[str, float]:
-    settings = preset("paper", size=size, whole_every=0, steps=10**9)
-    plain = PlainStep(plain_model())
+def recipe(size: int) -> Settings:
+    """The paper's step, the same in every step."""
+    return preset("paper", size=size, whole_every=0, steps=10**9)
+
+
+def compare(size: int, pairs: int, name: str, device: torch.device) -> dict[str, float]:
+    settings = recipe(size)
+    plain = PlainStep(plain_model(name, device))
     times: dict[str, list[float]] = {name: [] for name in ("plain", "fp32", "bf16", "vit", "generator")}
-    ours = {"fp32": Ours(settings, torch.float32), "bf16": Ours(settings, torch.bfloat16)}
-    views = {name: Views(settings, torch.Generator().manual_seed(settings.seed)) for name in ours}
-    for name, chance in views.items():
-        two_views(chance, ours[name].run)
+    ours = {kind: Ours(settings, name, device, dtype) for kind, dtype in DTYPES.items()}
+    views = {kind: Views(settings, torch.Generator().manual_seed(settings.seed)) for kind in ours}
+    for kind, chance in views.items():
+        two_views(chance, ours[kind].run)
     worst = dict.fromkeys(ours, 0.0)
     for index in range(pairs + 2):
-        for name, mine in ours.items():
+        for kind, mine in ours.items():
             plain.generator.copy_weights(mine.run.generator)
-            view = two_views(views[name], mine.run)
+            view = two_views(views[kind], mine.run)
             expected, took_plain = timed(plain, *view)
             got, took_ours = timed(mine)
-            took = {"plain": took_plain, name: took_ours}
-            if name == "fp32":
+            took = {"plain": took_plain, kind: took_ours}
+            if kind == "fp32":
                 took["generator"] = timed(mine.generator_only, *view)[1]
                 took["vit"] = timed(mine.vit_only, *view)[1]
             for key, value in expected.items():
-                worst[name] = max(worst[name], abs(got[key].item() / value.item() - 1))
+                worst[kind] = max(worst[kind], abs(got[key].item() / value.item() - 1))
             if index >= 2:  # the first steps warm caches up
                 for key, seconds in took.items():
                     times[key].append(seconds)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        if worst[name] > TOLERANCE[dtype]:
-            raise SystemExit(f"losses differ by {worst[name]:.1e} in {name}: the steps do not compute the same")
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    for kind, dtype in DTYPES.items():
+        if worst[kind] > TOLERANCE[dtype]:
+            raise SystemExit(f"losses differ by {worst[kind]:.1e} in {kind}: the steps do not compute the same")
+    medians = {kind: statistics.median(values) for kind, values in times.items()}
     return {
         "ratio_fp32": medians["plain"] / medians["fp32"],
         "ratio_bf16": medians["plain"] / medians["bf16"],
@@ -124,43 +140,49 @@ def compare(size: int, pairs: int) -> dict[str, float]:
     }
 
 
-def step_memory(which: str, size: int) -> float:
+def step_memory(which: str, size: int, name: str, device: torch.device) -> float:
     """Peak memory in MB of three steps beyond what was in use before them; needs a process of its own."""
-    settings = preset("paper", size=size, whole_every=0, steps=10**9)
     step: Callable[[], object]
     if which == "plain":
-        plain = PlainStep(plain_model())
-        structure, appearance = (resize(p, (size, size)) for p in load_pair())
+        plain = PlainStep(plain_model(name, device))
+        structure, appearance = (resize(p, (size, size)).to(device) for p in load_pair())
 
         def step() -> object:
             return plain(structure, appearance)
     else:
-        step = Ours(settings, torch.float32)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        step = Ours(recipe(size), name, device, torch.float32)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     for _ in range(3):
         step()
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024 - before
+    return (int(peak.split()[1]) * 1024 - before) / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=224, help="short side of the pictures in pixels")
     parser.add_argument("--pairs", type=int, default=9, help="timed steps of each kind")
+    parser.add_argument("--backbone", default=OFFLINE_BACKBONE, help="a name from `splice weights list`")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--memory-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False
+    device = pick_device(options.device)
     if options.memory_of:
-        print(step_memory(options.memory_of, options.size))
+        print(step_memory(options.memory_of, options.size, options.backbone, device))
         return
     memory = {
         which: float(
             subprocess.run(
-                [sys.executable, __file__, "--size", str(options.size), "--memory-of", which],
-                check=True,
-                capture_output=True,
-                text=True,
+                [sys.executable, *sys.argv, "--memory-of", which], check=True, capture_output=True, text=True
             ).stdout
         )
         for which in ("plain", "ours")
@@ -168,7 +190,7 @@ def main() -> None:
     result: dict[str, float] = {
         "size": options.size,
         "threads": torch.get_num_threads(),
-        **compare(options.size, options.pairs),
+        **compare(options.size, options.pairs, options.backbone, device),
     }
     result["memory_ratio"] = memory["ours"] / memory["plain"]
     result["plain_megabytes"], result["ours_megabytes"] = memory["plain"], memory["ours"]

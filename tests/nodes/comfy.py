@@ -104,7 +104,10 @@ class Outcome:
 
 
 class Comfy:
-    """One server.
+    """One server, on the CPU unless `$COMFYUI_OPTIONS` says otherwise.
+
+    On a GPU, `COMFYUI_OPTIONS=--normalvram`, all tests hold but the two that ask for equal bits: sums there come in any
+    order.
 
     Args:
         source: ComfyUI's folder.
@@ -122,7 +125,8 @@ class Comfy:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         port = self.address.rpartition(":")[2]
-        options = ["--cpu", "--disable-auto-launch", "--disable-api-nodes", "--listen", "127.0.0.1"]
+        options = ["--disable-auto-launch", "--disable-api-nodes", "--listen", "127.0.0.1"]
+        options += os.environ.get("COMFYUI_OPTIONS", "--cpu").split()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", *options, "--port", port, "--base-directory", str(base)],
