@@ -91,7 +91,7 @@ def recipe_inputs(
             min=0,
             max=SAFE_INTEGER,
             control_after_generate=True,
-            tooltip="The same seed on the same machine gives the same picture; another one is another try.",
+            tooltip="The same seed gives the same picture on one CPU, nearly so on a GPU; another one is another try.",
         ),
     ]
 

@@ -38,7 +38,7 @@ class Settings(Recipe):
     size: int | None = _setting(
         512, "short side in pixels at which the pair is trained on; the result is rendered at full size", low=64
     )
-    seed: int = _setting(0, "the same seed on the same machine gives the same bits", low=0, high=2**63 - 1)
+    seed: int = _setting(0, "the same seed on the same CPU gives the same bits", low=0, high=2**63 - 1)
     warm_steps: int = _setting(
         0, "steps before those, in which the generator learns the instant picture without the ViT", low=0
     )
@@ -164,7 +164,7 @@ class InversionSettings(Recipe):
 
     steps: int = _setting(20_000, "training steps", low=1)
     size: int = _setting(224, "short side in pixels of the picture that is made and of what the ViT sees", low=72)
-    seed: int = _setting(0, "the same seed on the same machine gives the same bits", low=0, high=2**63 - 1)
+    seed: int = _setting(0, "the same seed on the same CPU gives the same bits", low=0, high=2**63 - 1)
     learning_rate: float = _setting(0.01, "learning rate of Adam", low=0)
     beta2: float = _setting(0.999, "Adam's decay of the gradient's square", low=0, high=0.9999)
     noise_first: float = _setting(
