@@ -25,6 +25,7 @@ class LoadBackbone(io.ComfyNode):
         return io.Schema(
             node_id="SpliceLoadBackbone",
             display_name="Splice Load Backbone",
+            **host.found_by("dino", "vit", "load model"),
             category=CATEGORY,
             description="Loads a frozen DINO vision transformer, which tells what is where in a picture.",
             inputs=[

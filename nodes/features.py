@@ -42,6 +42,7 @@ class ExtractFeatures(io.ComfyNode):
         return io.Schema(
             node_id="SpliceExtractFeatures",
             display_name="Splice Extract Features",
+            **host.found_by("dino", "vit", "embedding"),
             category=CATEGORY,
             description="What one block of a backbone sees in pictures.",
             inputs=[

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import comfy.model_management as mm
@@ -15,6 +15,7 @@ import torch
 from aiohttp import web
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
+from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor, nn
 
@@ -83,6 +84,12 @@ def register_routes() -> None:
     async def finish(_request: web.Request) -> web.Response:
         finish_early.set()
         return web.Response()
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """What a `Schema` takes to be found by other words than its name, where ComfyUI knows of that (0.8 does not)."""
+    known = any(field.name == "search_aliases" for field in fields(io.Schema))
+    return {"search_aliases": list(words)} if known else {}
 
 
 def backbone_names() -> list[str]:

@@ -15,6 +15,7 @@ class Measure(io.ComfyNode):
         return io.Schema(
             node_id="SpliceMeasure",
             display_name="Splice Measure",
+            **host.found_by("compare", "metric", "distance"),
             category=CATEGORY,
             description="Measures how much structure a result has kept and how near its look is, for one picture each.",
             inputs=[

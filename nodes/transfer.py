@@ -151,6 +151,7 @@ class AppearanceTransfer(io.ComfyNode):
         return io.Schema(
             node_id="SpliceAppearanceTransfer",
             display_name="Splice Appearance Transfer",
+            **host.found_by("style transfer", "texture transfer", "neural style"),
             category=CATEGORY,
             description=f"Paints one picture with the look of another, part by part, by training on the pair. {BATCH}",
             inputs=[*pair_inputs(), backbone_widget(), *recipe_inputs(), *mask_inputs()],
@@ -186,6 +187,7 @@ class Optimizer(io.ComfyNode):
         return io.Schema(
             node_id="SpliceOptimizer",
             display_name="Splice Optimizer",
+            **host.found_by("style transfer", "train", "neural style"),
             category=CATEGORY,
             description=f"The training with every part in your hands: backbone, objective, recipe. {BATCH}",
             inputs=[
@@ -280,6 +282,7 @@ class InstantTransfer(io.ComfyNode):
         return io.Schema(
             node_id="SpliceInstantTransfer",
             display_name="Splice Instant Transfer",
+            **host.found_by("style transfer", "color transfer", "color match"),
             category=CATEGORY,
             description="Paints one picture with the look of another by semantic matching alone, without training.",
             inputs=[

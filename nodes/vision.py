@@ -33,6 +33,7 @@ class PCA(io.ComfyNode):
         return io.Schema(
             node_id="SplicePCA",
             display_name="Splice PCA",
+            **host.found_by("dino", "features", "principal components"),
             category=CATEGORY,
             description="The principal components of what a backbone sees, as colours: equal colours mean equal parts.",
             inputs=[
@@ -92,6 +93,7 @@ class SimilarityMap(io.ComfyNode):
         return io.Schema(
             node_id="SpliceSimilarityMap",
             display_name="Splice Similarity Map",
+            **host.found_by("dino", "correspondence", "segment", "point to mask"),
             category=CATEGORY,
             description="Finds what is like a place of one picture, on the same or on another one: name the head, get "
             "the other animal's head.",
@@ -135,6 +137,7 @@ class AttentionMap(io.ComfyNode):
         return io.Schema(
             node_id="SpliceAttentionMap",
             display_name="Splice Attention Map",
+            **host.found_by("dino", "saliency", "heatmap"),
             category=CATEGORY,
             description="Where the [CLS] token of a backbone attends, for each picture of a batch.",
             inputs=[
@@ -183,6 +186,7 @@ class InvertFeatures(io.ComfyNode):
         return io.Schema(
             node_id="SpliceInvertFeatures",
             display_name="Splice Invert Features",
+            **host.found_by("dino", "feature visualization"),
             category=CATEGORY,
             description="Paints a picture in which a backbone sees the same as in yours, so that you see what one "
             "feature keeps of it.",

@@ -38,6 +38,12 @@ def test_every_node_and_input_says_what_it_is(host):
             assert all(options.get("tooltip") for _, options in info["input"].get(group, {}).values())
 
 
+def test_other_words_find_a_node_where_comfyui_searches_for_them(host):
+    nodes = host.get("/object_info")
+    found = nodes["SpliceAppearanceTransfer"].get("search_aliases") or []
+    assert ("style transfer" in found) == ("search_aliases" in nodes["KSampler"])
+
+
 def test_the_picture_is_that_of_the_command_line(host, graph, process, tmp_path):
     saving = {"keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix="pair")}
     precise = node("SpliceLoadBackbone", backbone_name=OFFLINE_BACKBONE, precision="fp32")
