@@ -51,7 +51,10 @@ def original(host):
 
 
 def test_pca_gives_a_batch_its_colours_and_its_object(host, see, original):
-    nodes = {"both": node("ImageBatch", image1=link("a"), image2=link("b")), **shown(link("it", 1))}
+    nodes = {
+        "both": node("BatchImagesNode", **{"images.image0": link("a"), "images.image1": link("b")}),
+        **shown(link("it", 1)),
+    }
     outcome = see("SplicePCA", nodes, image=link("both"), foreground=True)
     assert outcome.status == "success", outcome.message
     pictures, masks = host.pictures(outcome, "save"), host.pictures(outcome, "mask")
@@ -140,7 +143,7 @@ def test_a_head_that_is_not_there_gets_one_sentence(see):
 
 def test_inversion_of_a_batch_has_one_progress_and_each_its_picture(host, see, original):
     nodes = {
-        "both": node("ImageBatch", image1=link("a"), image2=link("b")),
+        "both": node("BatchImagesNode", **{"images.image0": link("a"), "images.image1": link("b")}),
         "curve": node("SaveImage", images=link("it", 1), filename_prefix="curve"),
     }
     outcome = see("SpliceInvertFeatures", nodes, image=link("both"))

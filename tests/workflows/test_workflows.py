@@ -20,7 +20,14 @@ def inputs(kind):
             options = dict(rest[0]) if rest else {}
             if isinstance(type_, list):
                 type_, options = "COMBO", {"options": type_, **options}
-            yield name, type_, options, group
+            if type_ != "COMFY_AUTOGROW_V3":  # as many sockets as are connected
+                yield name, type_, options, group
+                continue
+            template = options["template"]
+            ((type_, options),) = template["input"][group].values()
+            for index in range(template["max"]):
+                place = group if index < template["min"] else "optional"
+                yield f"{name}.{template['prefix']}{index}", type_, options, place
 
 
 def check_widget(value, type_, options, where):
