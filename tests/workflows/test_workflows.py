@@ -20,14 +20,17 @@ def inputs(kind):
             options = dict(rest[0]) if rest else {}
             if isinstance(type_, list):
                 type_, options = "COMBO", {"options": type_, **options}
-            if type_ != "COMFY_AUTOGROW_V3":  # as many sockets as are connected
+            if type_ == "COMFY_AUTOGROW_V3":
+                yield from grown(name, **options["template"])
+            else:
                 yield name, type_, options, group
-                continue
-            template = options["template"]
-            ((type_, options),) = template["input"][group].values()
-            for index in range(template["max"]):
-                place = group if index < template["min"] else "optional"
-                yield f"{name}.{template['prefix']}{index}", type_, options, place
+
+
+def grown(name, input, prefix, min, max):
+    """The sockets of an input that grows as they are connected."""
+    ((type_, options),) = input["required"].values()
+    for index in range(max):
+        yield f"{name}.{prefix}{index}", type_, options, "required" if index < min else "optional"
 
 
 def check_widget(value, type_, options, where):
