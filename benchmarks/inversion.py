@@ -20,10 +20,10 @@ from step import TOLERANCE, plain_model, timed
 from torch import Tensor
 
 from splice_engine import OFFLINE_BACKBONE, Backbone, Inversion, inversion_preset
-from splice_engine.demo import load_pair
-from splice_engine.devices import pick_dtype
+from splice_engine.cli.demo import load_pair
 from splice_engine.images import resize
-from splice_engine.inversion import CHANNELS, NOISE_CHANNELS
+from splice_engine.training.inversion import INVERSION_CHANNELS, NOISE_CHANNELS
+from splice_engine.vit.devices import pick_dtype
 
 DTYPES = {"fp32": torch.float32}
 if pick_dtype("auto", torch.device("cpu")) == torch.bfloat16:
@@ -36,7 +36,7 @@ class PlainInversion:
     def __init__(self, run: Inversion) -> None:
         self.vit = PlainViT(plain_model(), run.size[0], run.request.layer)
         self.read = self.vit.cls if run.request.facet == "cls" else self.vit.keys
-        self.generator, self.noise = PlainGenerator(CHANNELS, NOISE_CHANNELS), run.noise
+        self.generator, self.noise = PlainGenerator(INVERSION_CHANNELS, NOISE_CHANNELS), run.noise
         self.generator.copy_weights(run.generator)
         with torch.no_grad():
             self.target = self.read(run.picture)

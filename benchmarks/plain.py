@@ -99,7 +99,7 @@ class PlainViT:
 
 
 class PlainStep:
-    """One step on square views a and b, on the ViT's device: six forwards of the ViT, three of them with gradients."""
+    """One step on square crops a and b, on the ViT's device: six forwards of the ViT, three of them with gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         self.vit = PlainViT(model)

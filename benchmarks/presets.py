@@ -9,7 +9,7 @@ so that a long table can be made in several sittings. The table and a contact sh
 `plain` is the paper's recipe for 1,000 steps. The distances, all at the training size and 0 for "the same":
 structure and appearance as `splice measure` gives them; colour, the mean CIE76 difference between a patch's colour and
 the mean colour of its matches in B. Those matches come from the deepest keys at 16 patches, neither from [CLS] nor from
-the finer mixture that the instant picture is painted by.
+the finer mixture that the instant transfer uses.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from splice_engine import (
     OFFLINE_BACKBONE,
     Backbone,
     Correspondence,
-    Palette,
+    InstantTransfer,
     Request,
     Transfer,
     load_picture,
@@ -33,15 +33,15 @@ from splice_engine import (
     preset,
     save_picture,
 )
-from splice_engine.devices import pick_device, pick_dtype
+from splice_engine.analysis.figures import sheet
 from splice_engine.images import from_pil, resize, short_side_size, sides
-from splice_engine.pictures import sheet
+from splice_engine.vit.devices import pick_device, pick_dtype
 
 DISTANCES = ("structure", "appearance", "colour")
 PLAIN_STEPS = 1000
 
 
-class Judge:
+class Distances:
     """Measures outputs for one pair, in fp32 whatever the run's own precision."""
 
     def __init__(self, structure, appearance, backbone):
@@ -51,11 +51,11 @@ class Judge:
         self.colours = match.warp(lab(resize(appearance, match.target_grid)).to(backbone.device), temperature=0.05)
 
     def __call__(self, output):
-        seen = measure(self.structure, self.appearance, output, self.backbone)
+        measured = measure(self.structure, self.appearance, output, self.backbone)
         colours = lab(resize(output, self.grid)).to(self.colours)
         return {
-            "structure": seen.structure_distance,
-            "appearance": seen.appearance_distance,
+            "structure": measured.structure_distance,
+            "appearance": measured.appearance_distance,
             "colour": F.pairwise_distance(colours[0].flatten(1).T, self.colours[0].flatten(1).T).mean().item(),
         }
 
@@ -65,16 +65,16 @@ def lab(picture):
     return torch.from_numpy(rgb2lab(picture[0].permute(1, 2, 0).cpu().numpy())).permute(2, 0, 1)[None].float()
 
 
-def run(name, pair, seed, options, backbone, judging):
+def run(name, pair, seed, options, backbone, measuring):
     """Trains once; returns the full-size picture and a list of distances, one for every few steps."""
     structure, appearance = pair
-    judge = Judge(structure, appearance, judging)
+    distances = Distances(structure, appearance, measuring)
     at_size = short_side_size(*sides(structure), options.size)
     started = time.perf_counter()
     if name == "instant":
-        palette = Palette.between(structure, appearance, backbone)
+        instant = InstantTransfer.between(structure, appearance, backbone)
         seconds = time.perf_counter() - started
-        return palette.image(), [{"step": 0, "seconds": seconds, **judge(resize(palette.image(), at_size))}]
+        return instant.image(), [{"step": 0, "seconds": seconds, **distances(resize(instant.image(), at_size))}]
     plain = {"steps": PLAIN_STEPS} if name == "plain" else {}
     settings = preset("paper" if name == "plain" else name, size=options.size, seed=seed, **plain)
     transfer = Transfer(structure, appearance, backbone, settings)
@@ -86,7 +86,7 @@ def run(name, pair, seed, options, backbone, judging):
         next(steps)
         seconds += time.perf_counter() - started
         if transfer.step % every == 0 or not len(transfer):
-            curve.append({"step": transfer.step, "seconds": seconds, **judge(transfer.image(options.size))})
+            curve.append({"step": transfer.step, "seconds": seconds, **distances(transfer.image(options.size))})
     return transfer.image(), curve
 
 
@@ -125,7 +125,7 @@ def main():
 
     device = pick_device("auto")
     backbone = Backbone.load(options.backbone, device, pick_dtype("auto", device))
-    judging = Backbone.load(options.backbone, device)
+    measuring = Backbone.load(options.backbone, device)
     pairs = [folder for folder in sorted(options.pairs.iterdir()) if next(folder.glob("structure.*"), None)]
     pairs = [folder for folder in pairs if not options.only or folder.name in options.only]
     rows = {}
@@ -139,7 +139,7 @@ def main():
                 if not record.exists():
                     stem.parent.mkdir(parents=True, exist_ok=True)
                     pair = [load_picture(next(folder.glob(f"{kind}.*"))) for kind in ("structure", "appearance")]
-                    output, curve = run(name, pair, seed, options, backbone, judging)
+                    output, curve = run(name, pair, seed, options, backbone, measuring)
                     save_picture(output, picture, overwrite=True)
                     record.write_text(json.dumps(curve))
                 rows[name, folder.name, seed] = json.loads(record.read_text())

@@ -11,7 +11,7 @@ CUDA convolutions are in full fp32, too, lest TF32 hide a difference, and memory
 
 import argparse
 import json
-import resource
+import mmap
 import statistics
 import subprocess
 import sys
@@ -25,14 +25,14 @@ import torch
 from plain import PlainStep
 from torch import Tensor
 
-from splice_engine import OFFLINE_BACKBONE, Backbone, Transfer, preset
-from splice_engine.catalogue import lookup
-from splice_engine.demo import load_pair
-from splice_engine.devices import pick_device
+from splice_engine import OFFLINE_BACKBONE, Backbone, Pictures, Transfer, preset
+from splice_engine.cli.demo import load_pair
 from splice_engine.images import resize
 from splice_engine.settings import Settings
-from splice_engine.views import Views
-from splice_engine.weights import get, read
+from splice_engine.training.crops import CropSampler
+from splice_engine.vit.catalogue import lookup
+from splice_engine.vit.devices import pick_device
+from splice_engine.vit.weights import get, read
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -61,23 +61,20 @@ class Ours:
 
     def generator_only(self, a: Tensor, b: Tensor) -> None:
         generator = self.run.generator
-        for view in (a, b):
-            output = generator(view)
+        for picture in (a, b):
+            output = generator(picture)
             output.backward(torch.ones_like(output))
 
     def vit_only(self, a: Tensor, b: Tensor) -> None:
-        streams = {
-            "output": a.clone().requires_grad_(),
-            "reconstruction": b.clone().requires_grad_(),
-            "structure": a,
-            "appearance": b,
-        }
-        self.run.objective.total(self.run.objective.losses(streams)).backward()
+        pictures = Pictures(
+            output=a.clone().requires_grad_(), structure=a, appearance=b, reconstruction=b.clone().requires_grad_()
+        )
+        self.run.objective.total(self.run.objective.losses(pictures)).backward()
 
 
-def two_views(views: Views, run: Transfer) -> tuple[Tensor, Tensor]:
-    """The views of structure and appearance picture that a run draws for its next step."""
-    return views.disturb(views.crop(run.structure)), views.crop(run.appearance)
+def draw_pair(sampler: CropSampler, run: Transfer) -> tuple[Tensor, Tensor]:
+    """The samples of structure and appearance picture that a run draws for its next step."""
+    return sampler.structure(run.pair).picture, sampler.appearance(run.pair).picture
 
 
 def settled() -> float:
@@ -104,20 +101,20 @@ def compare(size: int, pairs: int, name: str, device: torch.device) -> dict[str,
     plain = PlainStep(plain_model(name, device))
     times: dict[str, list[float]] = {name: [] for name in ("plain", "fp32", "bf16", "vit", "generator")}
     ours = {kind: Ours(settings, name, device, dtype) for kind, dtype in DTYPES.items()}
-    views = {kind: Views(settings, torch.Generator().manual_seed(settings.seed)) for kind in ours}
-    for kind, chance in views.items():
-        two_views(chance, ours[kind].run)
+    samplers = {kind: CropSampler(settings, torch.Generator().manual_seed(settings.seed)) for kind in ours}
+    for kind, sampler in samplers.items():
+        draw_pair(sampler, ours[kind].run)
     worst = dict.fromkeys(ours, 0.0)
     for index in range(pairs + 2):
         for kind, mine in ours.items():
             plain.generator.copy_weights(mine.run.generator)
-            view = two_views(views[kind], mine.run)
-            expected, took_plain = timed(plain, *view)
+            samples = draw_pair(samplers[kind], mine.run)
+            expected, took_plain = timed(plain, *samples)
             got, took_ours = timed(mine)
             took = {"plain": took_plain, kind: took_ours}
             if kind == "fp32":
-                took["generator"] = timed(mine.generator_only, *view)[1]
-                took["vit"] = timed(mine.vit_only, *view)[1]
+                took["generator"] = timed(mine.generator_only, *samples)[1]
+                took["vit"] = timed(mine.vit_only, *samples)[1]
             for key, value in expected.items():
                 worst[kind] = max(worst[kind], abs(got[key].item() / value.item() - 1))
             if index >= 2:  # the first steps warm caches up
@@ -157,7 +154,7 @@ def step_memory(which: str, size: int, name: str, device: torch.device) -> float
         for _ in range(3):
             step()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     for _ in range(3):
         step()

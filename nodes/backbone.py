@@ -1,46 +1,26 @@
-"""Loading the ViT that judges."""
+"""Loading the ViT."""
 
 from comfy_api.latest import io
 
-from ..splice_engine.catalogue import DEFAULT_BACKBONE
-from ..splice_engine.devices import DTYPES
-from . import host, sockets
-from .host import CATEGORY
-
-
-def backbone_widget() -> io.Combo.Input:
-    """The choice of a backbone."""
-    return io.Combo.Input(
-        "backbone_name",
-        options=host.backbone_names(),
-        default=DEFAULT_BACKBONE,
-        tooltip="The DINO vision transformer that judges. A name is fetched once, when it is run; "
-        "your own files go into models/dino.",
-    )
+from . import sockets
+from .memory import engine_context, load_backbone
+from .schema import make_schema
+from .widgets import backbone_name_widget, precision_widget
 
 
 class LoadBackbone(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceLoadBackbone",
             display_name="Splice Load Backbone",
-            **host.found_by("dino", "vit", "load model"),
-            category=CATEGORY,
-            description="Loads a frozen DINO vision transformer, which tells what is where in a picture.",
-            inputs=[
-                backbone_widget(),
-                io.Combo.Input(
-                    "precision",
-                    options=["auto", *DTYPES],
-                    default="auto",
-                    tooltip="Of its matrix products: auto takes bf16 where the device is made for it.",
-                ),
-            ],
-            outputs=[sockets.Backbone.Output("backbone", tooltip="For all Splice nodes that look at pictures.")],
+            search_aliases=("dino", "vit", "load model"),
+            description="Loads a frozen DINO vision transformer (ViT), whose features tell which part is which.",
+            inputs=[backbone_name_widget(), precision_widget()],
+            outputs=[sockets.Backbone.Output("backbone", tooltip="For all Splice nodes that compute features.")],
         )
 
     @classmethod
     def execute(cls, backbone_name: str, precision: str) -> io.NodeOutput:
-        with host.working():
-            return io.NodeOutput(host.load_backbone(backbone_name, precision))
+        with engine_context():
+            return io.NodeOutput(load_backbone(backbone_name, precision))

@@ -2,13 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import backbone, features, generator, host, measure, objective, transfer, vision
+from . import analysis, backbone, features, generator, measure, objective, transfer
+from .folders import register_folders
+from .progress import register_routes
 
 
 class SpliceExtension(ComfyExtension):
     def __init__(self) -> None:  # ComfyUI 0.8 does not call `on_load` yet
-        host.register_folders()
-        host.register_routes()
+        register_folders()
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -26,9 +28,9 @@ class SpliceExtension(ComfyExtension):
             generator.SaveGenerator,
             generator.LoadGenerator,
             measure.Measure,
-            vision.PCA,
-            vision.SimilarityMap,
-            vision.AttentionMap,
-            vision.InvertFeatures,
-            vision.Ablation,
+            analysis.PCA,
+            analysis.SimilarityMap,
+            analysis.AttentionMap,
+            analysis.InvertFeatures,
+            analysis.Ablation,
         ]

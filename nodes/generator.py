@@ -1,27 +1,28 @@
 """Generators: applied to other pictures, saved and loaded."""
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
-from ..splice_engine import Generator
-from . import host, sockets
-from .host import CATEGORY
+from ..splice_engine import Generator, render
+from . import folders, sockets
+from .convert import from_image, to_image
+from .memory import RENDER_BYTES, engine_context, on_device
+from .progress import Progress
+from .schema import make_schema
+from .widgets import filename_widget, generator_name_widget
 
 
 class ApplyGenerator(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceApplyGenerator",
             display_name="Splice Apply Generator",
-            category=CATEGORY,
-            description="Gives other pictures the look that a generator has learnt, without training.",
+            description="Gives other pictures the appearance that a generator was trained for, without training.",
             inputs=[
                 sockets.Generator.Input("generator", tooltip="From a transfer, or loaded."),
                 io.Image.Input(
-                    "image", tooltip="Pictures of the same kind as the one it learnt on, such as frames of one video."
+                    "image",
+                    tooltip="Pictures of the same kind as the one it was trained on, such as frames of one video.",
                 ),
             ],
             outputs=[io.Image.Output("image", tooltip="At the size of the pictures that came in.")],
@@ -29,36 +30,32 @@ class ApplyGenerator(io.ComfyNode):
 
     @classmethod
     def execute(cls, generator: Generator, image) -> io.NodeOutput:
-        with host.working():
-            return io.NodeOutput(host.image(host.apply(generator, host.pictures(image, "picture"))))
+        with engine_context():
+            pictures, results = from_image(image, "picture"), []
+            progress, size = Progress(len(pictures)), generator.metadata.get("size")
+            with on_device(generator, RENDER_BYTES * pictures[0][0, 0].numel()) as device:
+                for picture in pictures:
+                    results.append(render(generator, picture.to(device), size=size).cpu())
+                    progress.next(1)
+            return io.NodeOutput(to_image(results))
 
 
 class SaveGenerator(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceSaveGenerator",
             display_name="Splice Save Generator",
-            category=CATEGORY,
-            description=f"Keeps a generator as a file in models/{host.GENERATORS}.",
-            inputs=[
-                sockets.Generator.Input("generator", tooltip="From a transfer."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="generator",
-                    tooltip="Beginning of the file's name; a number follows, so that nothing is replaced.",
-                ),
-            ],
+            description=f"Saves a generator as a file in models/{folders.GENERATORS}.",
+            inputs=[sockets.Generator.Input("generator", tooltip="From a transfer."), filename_widget()],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, generator: Generator, filename_prefix: str) -> io.NodeOutput:
-        base = folder_paths.get_folder_paths(host.GENERATORS)[0]
-        with host.working():
-            folder, name, count, *_ = folder_paths.get_save_image_path(filename_prefix, base)
-            path = Path(folder) / f"{name}_{count:05}_.safetensors"
+        with engine_context():
+            path = folders.new_generator_path(filename_prefix)
             generator.save(path)
             return io.NodeOutput(str(path))
 
@@ -66,22 +63,15 @@ class SaveGenerator(io.ComfyNode):
 class LoadGenerator(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceLoadGenerator",
             display_name="Splice Load Generator",
-            category=CATEGORY,
-            description=f"Reads a generator that was saved in models/{host.GENERATORS}.",
-            inputs=[
-                io.Combo.Input(
-                    "generator_name",
-                    options=folder_paths.get_filename_list(host.GENERATORS),
-                    tooltip="The file; press R after a new one was saved.",
-                )
-            ],
+            description=f"Loads a generator that was saved in models/{folders.GENERATORS}.",
+            inputs=[generator_name_widget()],
             outputs=[sockets.Generator.Output("generator", tooltip="For Splice Apply Generator.")],
         )
 
     @classmethod
     def execute(cls, generator_name: str) -> io.NodeOutput:
-        with host.working():
-            return io.NodeOutput(Generator.load(folder_paths.get_full_path_or_raise(host.GENERATORS, generator_name)))
+        with engine_context():
+            return io.NodeOutput(Generator.load(folders.generator_path(generator_name)))

@@ -3,34 +3,28 @@
 from comfy_api.latest import io
 
 from ..splice_engine import SpliceError, measure
-from ..splice_engine.objective import VIT_SIZE
-from . import host, sockets
-from .features import layer_widget
-from .host import CATEGORY
+from .convert import from_image
+from .memory import engine_context, load_to_device
+from .schema import make_schema
+from .widgets import backbone_input, layer_widget, vit_size_widget
 
 
 class Measure(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceMeasure",
             display_name="Splice Measure",
-            **host.found_by("compare", "metric", "distance"),
-            category=CATEGORY,
-            description="Measures how much structure a result has kept and how near its look is, for one picture each.",
+            search_aliases=("compare", "metric", "distance"),
+            description="Measures how far a result is from the structure of one picture and from the appearance of the "
+            "other, for one picture each.",
             inputs=[
-                io.Image.Input("structure", tooltip="The picture whose shapes were to be kept."),
-                io.Image.Input("appearance", tooltip="The picture whose look was to be given."),
+                io.Image.Input("structure", tooltip="The picture whose structure was to be kept."),
+                io.Image.Input("appearance", tooltip="The picture whose appearance was to be transferred."),
                 io.Image.Input("output", tooltip="The result."),
-                sockets.Backbone.Input("backbone", tooltip="Judges; only figures of one backbone can be compared."),
+                backbone_input("The ViT that compares; only figures of one backbone can be compared."),
                 layer_widget(),
-                io.Int.Input(
-                    "size",
-                    default=VIT_SIZE,
-                    min=32,
-                    max=2048,
-                    tooltip="Short side in pixels at which it looks; only figures of one size can be compared.",
-                ),
+                vit_size_widget(more="Only figures of one size can be compared."),
             ],
             outputs=[
                 io.Float.Output("structure_distance", tooltip="Between the self-similarities; 0 is the same."),
@@ -42,12 +36,12 @@ class Measure(io.ComfyNode):
 
     @classmethod
     def execute(cls, structure, appearance, output, backbone, layer: int, size: int) -> io.NodeOutput:
-        with host.working():
-            whats = {"structure picture": structure, "appearance picture": appearance, "output": output}
-            batches = [host.pictures(image, what) for what, image in whats.items()]
+        with engine_context():
+            named = {"structure picture": structure, "appearance picture": appearance, "output": output}
+            batches = [from_image(image, name) for name, image in named.items()]
             if any(len(batch) > 1 for batch in batches):
                 raise SpliceError("one result is measured at a time: pick one picture of the batch")
-            (vit,) = host.place([backbone])
+            (vit,) = load_to_device([backbone])
             m = measure(*(batch[0] for batch in batches), vit, layer, size)
             report = (
                 f"structure distance {m.structure_distance:.4g}, appearance distance {m.appearance_distance:.4g}, "

@@ -6,56 +6,39 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..splice_engine import Appearance, Features, Identity, SpliceError, Structure, Term
-from . import host, sockets
-from .features import layer_widget
-from .host import CATEGORY
+from . import sockets
+from .memory import engine_context
+from .schema import make_schema
+from .widgets import term_inputs
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A term, and the backbone that it names as ComfyUI places it."""
+class TermInput:
+    """A term, and the backbone that it names as ComfyUI moves it."""
 
     term: Term
     patcher: ModelPatcher | None
 
 
-def weight_widget(default: float) -> io.Float.Input:
-    return io.Float.Input(
-        "weight", default=default, min=0.0, max=10_000.0, step=0.1, tooltip="Factor of this term in the sum."
-    )
-
-
-def chain_inputs() -> list[io.Input]:
-    return [
-        sockets.Objective.Input("objective", optional=True, tooltip="Terms before this one; it is added to them."),
-        sockets.Backbone.Input(
-            "backbone", optional=True, tooltip="Judges this term alone; not connected: the optimizer's own backbone."
-        ),
-    ]
-
-
-def objective_output() -> list[io.Output]:
-    return [sockets.Objective.Output("objective", tooltip="For Splice Optimizer, or for another term.")]
-
-
-def added(objective, kind: type[Term], backbone: ModelPatcher | None, **options) -> io.NodeOutput:
+def append_term(objective, kind: type[Term], backbone: ModelPatcher | None, **options) -> io.NodeOutput:
     """The objective with one more term."""
     term = kind(backbone=backbone and backbone.model.backbone, **options)
-    return io.NodeOutput((*(objective or ()), Judged(term, backbone)))
+    return io.NodeOutput((*(objective or ()), TermInput(term, backbone)))
+
+
+def objective_output() -> io.Output:
+    return sockets.Objective.Output("objective", tooltip="For Splice Optimizer, or for another term.")
 
 
 class AppearanceTerm(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceAppearanceTerm",
             display_name="Splice Appearance Term",
-            category=CATEGORY,
-            description="Asks that the output's [CLS] token be that of the appearance picture.",
+            description="Compares the [CLS] tokens of the output and of the appearance picture.",
             inputs=[
-                weight_widget(Appearance.weight),
-                layer_widget(),
-                *chain_inputs(),
+                *term_inputs("appearance"),
                 sockets.Features.Input(
                     "target",
                     optional=True,
@@ -63,63 +46,55 @@ class AppearanceTerm(io.ComfyNode):
                     "backbone and layer.",
                 ),
             ],
-            outputs=objective_output(),
+            outputs=[objective_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, layer: int, objective=None, backbone=None, target: Features | None = None):
-        with host.working():
+        with engine_context():
             if target is not None and len(target.cls) > 1:
                 raise SpliceError("the fixed appearance is a batch of pictures: blend them, or give one picture")
-            return added(
-                objective,
-                Appearance,
-                backbone,
-                weight=weight,
-                layer=layer,
-                fixed=None if target is None else target.cls,
-            )
+            fixed = None if target is None else target.cls
+            return append_term(objective, Appearance, backbone, weight=weight, layer=layer, fixed=fixed)
 
 
 class StructureTerm(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceStructureTerm",
             display_name="Splice Structure Term",
-            category=CATEGORY,
-            description="Asks that the output's parts be as alike to each other as the structure picture's are.",
+            description="Compares the self-similarities of the output and of the structure picture: how alike each of "
+            "its places is to each other one.",
             inputs=[
-                weight_widget(Structure.weight),
-                layer_widget(),
-                *chain_inputs(),
+                *term_inputs("structure"),
                 sockets.Similarity.Input(
                     "target",
                     optional=True,
                     tooltip="A fixed structure in place of the picture's, from a picture of the same shape. The run "
-                    "then looks at whole pictures only, not at crops.",
+                    "then trains on whole pictures only, not on crops.",
                 ),
             ],
-            outputs=objective_output(),
+            outputs=[objective_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, layer: int, objective=None, backbone=None, target=None) -> io.NodeOutput:
-        return added(objective, Structure, backbone, weight=weight, layer=layer, fixed=target)
+        return append_term(objective, Structure, backbone, weight=weight, layer=layer, fixed=target)
 
 
 class IdentityTerm(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return make_schema(
             node_id="SpliceIdentityTerm",
             display_name="Splice Identity Term",
-            category=CATEGORY,
-            description="Asks that the generator leave the appearance picture as it is.",
-            inputs=[weight_widget(Identity.weight), layer_widget(), *chain_inputs()],
-            outputs=objective_output(),
+            description="Compares the keys of the appearance picture before and after the generator, which is to leave "
+            "it as it is.",
+            inputs=term_inputs("identity"),
+            outputs=[objective_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, layer: int, objective=None, backbone=None) -> io.NodeOutput:
-        return added(objective, Identity, backbone, weight=weight, layer=layer)
+        return append_term(objective, Identity, backbone, weight=weight, layer=layer)

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 Backbone = io.Custom("SPLICE_BACKBONE")
-"""A `ModelPatcher`, see `host.load_backbone`."""
+"""A `ModelPatcher`, see `memory.load_backbone`."""
 
 Features = io.Custom("SPLICE_FEATURES")
 """The engine's `Features`."""
@@ -12,7 +12,7 @@ Similarity = io.Custom("SPLICE_SIMILARITY")
 """A self-similarity matrix `[B, 1+N, 1+N]`."""
 
 Objective = io.Custom("SPLICE_OBJECTIVE")
-"""A tuple of `objective.Judged`: terms, and the backbones that they name."""
+"""A tuple of `objective.TermInput`: terms, and the backbones that they name."""
 
 Generator = io.Custom("SPLICE_GENERATOR")
 """The engine's `Generator`, on the CPU."""

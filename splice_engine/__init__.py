@@ -1,27 +1,29 @@
 """Semantic appearance transfer with a frozen DINO ViT, as a library.
 
-A small generator is trained on one pair of pictures until it shows the structure of one with the look of the other,
-each region with that of its semantic counterpart (Tumanyan et al., "Splicing ViT Features for Semantic Appearance
-Transfer", CVPR 2022). Pictures are `[B, 3, H, W]` float tensors in 0..1.
+A small generator is trained on one pair of pictures until it shows the structure of one with the appearance of the
+other, each region with that of its semantic counterpart (Tumanyan et al., "Splicing ViT Features for Semantic
+Appearance Transfer", CVPR 2022). Pictures are `[B, 3, H, W]` float tensors in 0..1.
 """
 
-from .ablation import ablation
-from .backbone import Backbone, Request
-from .catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
-from .components import Components, pca
-from .correspondence import Correspondence
+from .analysis.heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
+from .analysis.metrics import Measurement, measure
+from .analysis.pca import Components, pca
 from .errors import SpliceError
-from .features import Features, blend, self_similarity
-from .generator import Generator
-from .heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
 from .images import load_mask, load_picture, save_picture
-from .inversion import Inversion
-from .metrics import Measurement, measure
-from .objective import Appearance, Colour, Contrast, Identity, Objective, Painting, Reconstruction, Structure, Term
-from .palette import Palette
-from .rendering import render
-from .settings import INVERSION_PRESETS, PRESETS, InversionSettings, Settings, inversion_preset, preset
-from .transfer import Step, Transfer
+from .matching.correspondence import Correspondence
+from .matching.instant import InstantTransfer
+from .settings import INVERSION_PRESETS, PRESETS, InstantSettings, InversionSettings, Settings, inversion_preset, preset
+from .training.ablation import ablation
+from .training.generator import Generator
+from .training.inversion import Inversion
+from .training.losses import Appearance, Colour, Contrast, Identity, MatchedL1, Reconstruction, Structure, Term
+from .training.objective import Objective, Pictures
+from .training.rendering import render
+from .training.run import Step
+from .training.transfer import Transfer
+from .vit.backbone import Backbone, Request
+from .vit.catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
+from .vit.features import Features, blend, self_similarity
 
 __all__ = [
     "CATALOGUE",
@@ -39,12 +41,14 @@ __all__ = [
     "Features",
     "Generator",
     "Identity",
+    "InstantSettings",
+    "InstantTransfer",
     "Inversion",
     "InversionSettings",
+    "MatchedL1",
     "Measurement",
     "Objective",
-    "Painting",
-    "Palette",
+    "Pictures",
     "Reconstruction",
     "Request",
     "Settings",

@@ -1,5 +1,5 @@
-"""The one error a caller is meant to read."""
+"""The error for what a user can correct."""
 
 
 class SpliceError(ValueError):
-    """A mistake that the user can mend; its text says what is wrong and how to mend it, in one line."""
+    """A mistake that the user can correct; its text says in one line what is wrong and what to do."""

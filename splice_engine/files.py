@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and never in the place of another unless asked."""
+"""The cache folder, and writing files: whole or not at all, and over others only where that is allowed."""
 
 import errno
 import os
@@ -7,20 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from .errors import SpliceError
+
+APP = "splice-vit"
+"""Name of the engine's folder in the user's cache."""
 
 
 def cache_folder() -> Path:
-    """For fetched weights and notes on the machine's speed: `$SPLICE_CACHE`, else `splice-vit` in the user's cache."""
+    """The folder of fetched weights and of notes on the machine's speed; it need not exist yet.
+
+    `$SPLICE_CACHE` where that is set, else the platform's cache folder of the user. Earlier versions used `~/.cache`
+    (or `$XDG_CACHE_HOME`) on all platforms: a folder there is kept in use until the platform's own exists.
+    """
     if chosen := os.environ.get("SPLICE_CACHE"):
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "splice-vit"
+    folder = user_cache_path(APP, appauthor=False)
+    earlier = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / APP
+    return earlier if earlier.is_dir() and not folder.is_dir() else folder
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place when the block ends well and vanishes when it does not."""
+    """Yields a temporary path beside `target`: it becomes `target` if the block succeeds and is deleted if it fails."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -35,10 +45,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def check_place(path: Path, overwrite: bool = False) -> None:
-    """Finds out before the work, not after it, that a file cannot be written.
+    """Checks, before the work that makes it, that a file can be written.
+
+    Args:
+        path: The file.
+        overwrite: Whether a file that is there may be replaced.
 
     Raises:
-        SpliceError: It is there already, or its folder is missing or closed.
+        SpliceError: It is there already, or its folder is missing or read-only.
     """
     if path.is_dir():
         raise SpliceError(f"cannot write {path}: it is a folder; name a file in it")

@@ -1,6 +1,6 @@
-"""Pictures in and out, and their sizes.
+"""Reading, writing, checking and resizing pictures and masks.
 
-An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB; a mask is `[1, 1, H, W]`, with 1 selected.
+An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB; a mask is `[1, 1, H, W]`, likewise, with 1 selected.
 """
 
 import warnings
@@ -16,22 +16,23 @@ from .errors import SpliceError
 from .files import atomic_path, check_place, write_error
 
 MIN_SIDE = 64
-"""Pixels: below this the generator's deepest level has nothing left to normalise."""
+"""Shortest side in pixels: below it the generator's deepest level has too few places to normalise over."""
 
 MAX_ASPECT = 8
-"""Long side over short side: beyond it one side has too few patches for the ViT to see anything."""
+"""Largest ratio of the sides: beyond it the short side has too few patches for the ViT."""
 
 LEAST_MASK = 0.01
-"""A mask that is nowhere above it selects nothing: the change would hardly be seen."""
+"""A mask that is below it everywhere selects nothing: the change would hardly be visible."""
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 WRITABLE = (".png", *JPEG, ".webp", ".tif", ".tiff", ".bmp")
 
 
 def load_picture(path: str | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
-    """A picture file as an engine picture.
+    """Reads a picture file.
 
-    EXIF rotation is applied; 16-bit, grey, palette and CMYK pictures become RGB; transparency lies over `background`.
+    EXIF rotation is applied; 16-bit, grey, palette and CMYK pictures become RGB; transparency is blended with
+    `background`.
 
     Args:
         path: Any format Pillow reads.
@@ -45,25 +46,31 @@ def load_picture(path: str | Path, background: tuple[int, int, int] = (255, 255,
     """
     image = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey(image)
+        return _to_deep_grey(image)
     if _has_alpha(image):
         rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (*background, 255))
-        image = Image.alpha_composite(ground, rgba)
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba)
     return from_pil(image)
 
 
 def load_alpha(path: str | Path) -> Tensor | None:
-    """The transparency of a picture file, `[1, 1, H, W]` in 0..1 with 1 opaque, or None where it has none."""
+    """Reads the transparency of a picture file.
+
+    Returns:
+        `[1, 1, H, W]` in 0..1 with 1 opaque, or None where it has none.
+
+    Raises:
+        SpliceError: The file is missing, broken or not a picture.
+    """
     image = _open(path)
     return _to_tensor(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
 
 
 def load_mask(path: str | Path) -> Tensor:
-    """A mask file as an engine mask: its transparency where it has some (opaque is selected), else its brightness.
+    """Reads a mask file: its transparency where it has some (opaque is selected), else its brightness.
 
     Args:
-        path: Any format Pillow reads. White is selected, black is not, and of colours the brightest channel counts.
+        path: Any format Pillow reads. White is selected and black is not; of a colour the largest channel counts.
 
     Returns:
         `[1, 1, H, W]`, float32, 0..1.
@@ -76,16 +83,16 @@ def load_mask(path: str | Path) -> Tensor:
 
 
 def save_picture(picture: Tensor, path: str | Path, alpha: Tensor | None = None, overwrite: bool = False) -> None:
-    """Writes one engine picture; the file appears whole or not at all.
+    """Writes one picture; the file appears whole or not at all.
 
     Args:
         picture: `[1, 3, H, W]`, 0..1.
         path: Its suffix names the format.
         alpha: Optional `[1, 1, H, W]` transparency, for formats that have it.
-        overwrite: Whether a file that is there may be replaced.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        SpliceError: The file exists, the format is unknown, or the disk refuses.
+        SpliceError: The file exists, the format is unknown, or the system refuses to write it.
     """
     path = Path(path)
     check_writable(path, overwrite)
@@ -102,10 +109,14 @@ def save_picture(picture: Tensor, path: str | Path, alpha: Tensor | None = None,
 
 
 def check_writable(path: Path, overwrite: bool = False) -> None:
-    """Finds out before the work, not after it, that a picture cannot be written.
+    """Checks that a picture can be written, so that an error comes before the work and not after it.
+
+    Args:
+        path: Its suffix names the format.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        SpliceError: Unknown format, missing folder, no right to write, or a file that is there already.
+        SpliceError: Unknown format, missing folder, no right to write, or a file that exists.
     """
     if path.suffix.lower() not in WRITABLE:
         raise SpliceError(f"cannot write {path}: '{path.suffix}' is no picture format; end the name in .png or .jpg")
@@ -113,11 +124,11 @@ def check_writable(path: Path, overwrite: bool = False) -> None:
 
 
 def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
-    """Passes a single picture that the method can work with, as `[1, 3, H, W]` float32.
+    """Checks a single picture and brings it to `[1, 3, H, W]` float32, clamped to 0..1.
 
     Args:
         picture: `[1, 3, H, W]` or `[3, H, W]`, 0..1.
-        what: How to call it in an error message.
+        what: Its name in error messages.
 
     Raises:
         SpliceError: Wrong shape, too small, too narrow, or values that are not finite or far outside 0..1.
@@ -135,18 +146,18 @@ def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
     picture = picture.detach().float()
     low, high = picture.aminmax()
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise SpliceError(f"the {what} has pixels that are not numbers (NaN or infinite): mend the step that made it")
+        raise SpliceError(f"the {what} has pixels that are not numbers (NaN or infinite): fix the step that made it")
     if low < -0.5 or high > 1.5:
         raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; pictures are in 0..1: divide by 255?")
     return picture.clamp(0, 1)
 
 
 def check_mask(mask: Tensor, what: str = "mask") -> Tensor:
-    """Passes a mask that selects something, as `[1, 1, H, W]` float32.
+    """Checks a mask and brings it to `[1, 1, H, W]` float32, clamped to 0..1.
 
     Args:
         mask: `[1, 1, H, W]` or `[1, H, W]`, 0..1 with 1 selected, of any size.
-        what: How to call it in an error message.
+        what: Its name in error messages.
 
     Raises:
         SpliceError: Wrong shape, values that are not finite or far outside 0..1, or a mask that selects nothing.
@@ -158,11 +169,11 @@ def check_mask(mask: Tensor, what: str = "mask") -> Tensor:
     mask = mask.detach().float()
     low, high = mask.aminmax()
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise SpliceError(f"the {what} has values that are not numbers (NaN or infinite): mend the step that made it")
+        raise SpliceError(f"the {what} has values that are not numbers (NaN or infinite): fix the step that made it")
     if low < -0.5 or high > 1.5:
         raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; masks are in 0..1: divide by 255?")
     if high < LEAST_MASK:
-        raise SpliceError(f"the {what} selects nothing: make what it shall select white (1) and the rest black (0)")
+        raise SpliceError(f"the {what} selects nothing: make what it should select white (1) and the rest black (0)")
     return mask.clamp(0, 1)
 
 
@@ -172,22 +183,36 @@ def sides(picture: Tensor) -> tuple[int, int]:
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, antialiased resize of `[B, C, H, W]` to `size` = (height, width); differentiable."""
+    """Resizes `[B, C, H, W]` to `size` = (height, width): bilinear, antialiased where it shrinks; differentiable."""
     if sides(picture) == size:
         return picture
     shrinks = size[0] < picture.shape[-2] or size[1] < picture.shape[-1]
     return F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
+def enlarge(grid: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
+    """Resizes a patch grid `[B, C, h, w]` to `size` = (height, width) in pixels.
+
+    Args:
+        grid: Values of the patches.
+        size: (height, width).
+        smooth: Bicubic between the patches' centres, antialiased where it shrinks; otherwise each patch is a block.
+    """
+    if not smooth:
+        return F.interpolate(grid, size, mode="nearest-exact")
+    shrinks = size[0] < sides(grid)[0] or size[1] < sides(grid)[1]
+    return F.interpolate(grid, size, mode="bicubic", align_corners=False, antialias=shrinks)
+
+
 def short_side_size(
     height: int, width: int, short: int, longest: int | None = None, multiple: int = 1
 ) -> tuple[int, int]:
-    """The (height, width) with the aspect of the given one and a short side of `short` pixels.
+    """The (height, width) of a picture that is resized to a short side of `short` pixels.
 
     Args:
         height: Pixels.
         width: Pixels.
-        short: Wanted short side in pixels.
+        short: Short side to resize to, in pixels.
         longest: Upper limit of the long side; where it binds, the whole picture gets smaller.
         multiple: Both sides are rounded to the nearest multiple of this, as a patch grid needs.
     """
@@ -197,20 +222,20 @@ def short_side_size(
 
     most = longest // multiple if longest is not None else None
 
-    def rounded(side: int) -> int:
+    def to_multiple(side: int) -> int:
         count = max(1, round(side * scale / multiple))
         return (count if most is None else min(count, most)) * multiple
 
-    return rounded(height), rounded(width)
+    return to_multiple(height), to_multiple(width)
 
 
 def to_pil(picture: Tensor) -> Image.Image:
-    """One engine picture `[1, 3, H, W]` (or `[3, H, W]`) as an 8-bit Pillow image."""
+    """Converts one picture `[1, 3, H, W]` (or `[3, H, W]`) in 0..1 to an 8-bit Pillow image."""
     return Image.fromarray(_to_bytes(picture))
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """A Pillow image as an engine picture `[1, 3, H, W]`."""
+    """Converts a Pillow image to an engine picture `[1, 3, H, W]`."""
     return _to_tensor(image.convert("RGB"))
 
 
@@ -220,7 +245,7 @@ def _open(path: str | Path) -> Image.Image:
         raise SpliceError(f"no picture at {path}: check the path")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be read is said below
+            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises below
             with Image.open(path) as opened:
                 opened.load()
                 return ImageOps.exif_transpose(opened)
@@ -238,8 +263,8 @@ def _has_alpha(image: Image.Image) -> bool:
     return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
-def _deep_grey(image: Image.Image) -> Tensor:
-    """A grey picture of more than 8 bits, which Pillow's own conversion would clip to white."""
+def _to_deep_grey(image: Image.Image) -> Tensor:
+    """A grey picture of more than 8 bits as `[1, 3, H, W]`; Pillow's own conversion would clip it to white."""
     grey = np.asarray(image, dtype=np.float32)
     peak = float(grey.max())
     white = next((limit for limit in (1.0, 255.0, 65535.0) if peak <= limit), peak)

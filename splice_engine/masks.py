@@ -1,6 +1,6 @@
-"""What a mask selects: patches for the ViT, and pixels of the result.
+"""Masks: which patches the ViT gets, and where the result is composited into the picture.
 
-An engine mask is a `[1, 1, H, W]` float32 tensor in 0..1, with 1 selected, that is stretched over its picture.
+An engine mask is a `[1, 1, H, W]` float32 tensor in 0..1, with 1 selected; it is resized to its picture.
 """
 
 import math
@@ -12,44 +12,50 @@ from torch import Tensor
 from .images import resize, sides
 
 FEATHER = 8.0
-"""Pixels over which a change fades out beyond the edge of its mask."""
+"""Default width in pixels of the transition outside a mask."""
 
 
 def covered(mask: Tensor) -> Tensor:
-    """Where a mask selects at least half, as booleans; where it selects less than that everywhere, its highest places.
+    """Booleans, true where a mask is at least 0.5, or equal to its maximum where that is smaller.
 
-    So a mask always covers something, however soft it is and however small it has become.
+    So a mask always covers something, however soft it is and however far it was shrunk.
     """
     return mask >= mask.amax().clamp(max=0.5)
 
 
 def covered_patches(mask: Tensor, size: tuple[int, int], patch: int) -> Tensor:
-    """The patches of a picture that its mask covers by area: `[h·w]` booleans, row by row over the grid.
+    """The patches of a picture whose area a mask covers, at least by half if there are such.
 
     Args:
         mask: `[1, 1, H, W]` in 0..1.
-        size: (height, width) in pixels at which the ViT sees the picture.
+        size: (height, width) in pixels of what the ViT gets.
         patch: Side of a patch in pixels.
+
+    Returns:
+        `[h·w]` booleans, row by row over the grid.
     """
     return covered(F.avg_pool2d(resize(mask, size), patch)).flatten()
 
 
 def composite(picture: Tensor, painted: Tensor, mask: Tensor, feather: float) -> Tensor:
-    """The painted picture where the mask is 1, the picture itself where it is 0, exactly; a blend in between.
+    """Blends a painted picture into the original: where the mask and its feather are 0 that is kept exactly.
 
     Args:
         picture: `[1, 3, H, W]`.
         painted: Likewise.
         mask: `[1, 1, h, w]` in 0..1.
-        feather: Pixels of the picture over which the change fades out beyond the mask.
+        feather: Width of the transition outside the mask, in pixels of the picture.
+
+    Returns:
+        `[1, 3, H, W]`.
     """
-    return torch.lerp(picture, painted, _feathered(resize(mask, sides(picture)), feather))
+    return torch.lerp(picture, painted, _feather(resize(mask, sides(picture)), feather))
 
 
-def _feathered(mask: Tensor, reach: float) -> Tensor:
-    """A mask that falls to 0 at `reach` pixels beyond its edge, along a parabola, and nowhere below itself.
+def _feather(mask: Tensor, reach: float) -> Tensor:
+    """A mask that falls to 0 along a parabola within `reach` pixels outside its edge, and is nowhere below itself.
 
-    A dilation with a paraboloid, as it is the only one that is both round and separable (van den Boomgaard, 1992).
+    This is a dilation with a paraboloid, the only kernel that is both round and separable (van den Boomgaard, 1992).
     """
     for axis in (-2, -1):
         grown = mask.clone()

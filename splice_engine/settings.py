@@ -1,57 +1,104 @@
 """Every number of a recipe, in one place: the command line's options and the nodes' widgets come from here."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from .errors import SpliceError
 from .masks import FEATHER
 
+VIT_SIZE = 224
+"""Short side in pixels at which the ViT gets a picture (paper, section 4)."""
 
-def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+VIT_LONGEST = 480
+"""Most pixels of its long side."""
+
+
+def _setting(
+    default: Any, help: str, low: float | None = None, high: float | None = None, step: float | None = None
+) -> Any:
+    """A field with what every face of it needs: help, limits, and the step in which a widget counts."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "step": step})
+
+
+def _seed() -> Any:
+    return _setting(0, "seed of all random draws; on one CPU the same seed gives the same bits", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers that are checked against their limits."""
+    """A set of numbers, each with help and limits; types and limits are checked when one is made.
+
+    Raises:
+        SpliceError: A value of the wrong type, or out of its limits.
+    """
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            low, high = item.metadata["low"], item.metadata["high"]
-            if value is None or isinstance(value, bool):
-                continue
-            if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-                limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-                raise SpliceError(f"{item.name} must be {limits}, not {value}")
+            _check(item.name, getattr(self, item.name), get_type_hints(type(self))[item.name], item.metadata)
 
 
-Chosen = TypeVar("Chosen", bound=Recipe)
+def _check(name: str, value: object, hint: Any, metadata: Mapping[str, Any]) -> None:
+    allowed = get_args(hint) or (hint,)
+    if value is None and type(None) in allowed:
+        return
+    if isinstance(value, bool) or bool in allowed:
+        if not (isinstance(value, bool) and bool in allowed):
+            raise SpliceError(f"{name} must be {_kind(allowed)}, not {value!r}")
+        return
+    if not isinstance(value, int | float) or (float not in allowed and not isinstance(value, int)):
+        raise SpliceError(f"{name} must be {_kind(allowed)}, not {value!r}")
+    low, high = metadata["low"], metadata["high"]
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+        raise SpliceError(f"{name} must be {limits}, not {value}")
+
+
+def _kind(allowed: tuple[Any, ...]) -> str:
+    return "true or false" if bool in allowed else "a number" if float in allowed else "a whole number"
+
+
+RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
 @dataclass(frozen=True)
-class Settings(Recipe):
+class InstantSettings(Recipe):
+    """Numbers of the instant transfer, which also makes the matched image that training is drawn to."""
+
+    match_passes: int = _setting(
+        2, "times the pair is matched: from the second pass on, the painted picture is matched too", low=1, high=8
+    )
+    texture: float = _setting(
+        0.8, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
+    )
+    feather: float = _setting(
+        FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Settings(InstantSettings):
     """A recipe of training. The defaults are the paper's (section 4 and supplement)."""
 
     steps: int = _setting(2000, "training steps", low=1)
     size: int | None = _setting(
-        512, "short side in pixels at which the pair is trained on; the result is rendered at full size", low=64
+        512,
+        "short side in pixels at which the pair is trained on; time and memory grow with its square, the result is "
+        "rendered at full size",
+        low=64,
     )
-    seed: int = _setting(0, "the same seed on the same CPU gives the same bits", low=0, high=2**63 - 1)
+    seed: int = _seed()
     warm_steps: int = _setting(
-        0, "steps before those, in which the generator learns the instant picture without the ViT", low=0
+        0,
+        "steps of a warm start, in which the generator learns the matched image without the ViT; 0: starts from noise",
+        low=0,
     )
-    warm_learning_rate: float = _setting(1e-2, "highest learning rate of these, in one cycle", low=0)
-    warm_coarse: float = _setting(
-        0.0, "share of these, the first ones, that take place at half the size", low=0, high=1
-    )
-    looks: int = _setting(
-        2, "times that the pair is matched for the instant picture; from the second on what was painted helps", low=1
-    )
-    learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0)
+    warm_learning_rate: float = _setting(1e-2, "highest learning rate of the warm start, in one cycle", low=0)
+    warm_coarse: float = _setting(0.0, "share of the warm start, its beginning, at half the size", low=0, high=1)
+    learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0, high=1, step=0.0001)
     learning_rate_end: float = _setting(
-        1.0, "share of that rate that is left in the last step, towards which it falls evenly", low=0, high=1
+        1.0, "share of that rate left in the last step; it falls linearly", low=0, high=1
     )
     beta1: float = _setting(0.0, "Adam's decay of the gradient's mean", low=0, high=0.9999)
     beta2: float = _setting(0.99, "Adam's decay of the gradient's square", low=0, high=0.9999)
@@ -61,47 +108,46 @@ class Settings(Recipe):
     )
     identity_weight: float = _setting(1.0, "weight of the identity term (keys of the generator's B against B's)", low=0)
     colour_weight: float = _setting(
-        0.0, "weight of the colour term (low-pass colours against the instant picture)", low=0
+        0.0, "weight of the colour term (low-pass colours against the matched image)", low=0
     )
-    colour_end: float = _setting(1.0, "share of that weight that is left in the last step", low=0, high=1)
+    colour_end: float = _setting(1.0, "share of the colour weight left in the last step", low=0, high=1)
     contrast_weight: float = _setting(
-        0.0, "weight of the contrast term (local deviations against the instant picture)", low=0
+        0.0, "weight of the contrast term (local deviations against the matched image)", low=0
     )
-    painting_weight: float = _setting(
-        0.0, "weight of the painting term (every pixel against the instant picture)", low=0
-    )
-    residual: float = _setting(
-        0.0,
-        "share of what the generator misses of the instant picture as the recipe begins, laid over its output",
-        low=0,
-        high=1,
+    matched_l1_weight: float = _setting(
+        0.0, "weight of the matched L1 term (every pixel against the matched image)", low=0
     )
     reconstruction_weight: float = _setting(
         0.0, "weight of the reconstruction term (the generator's B against B)", low=0
     )
-    layer: int = _setting(-1, "block of the ViT that the terms look at, -1 the deepest")
+    residual: float = _setting(
+        0.0,
+        "share of what the generator lacks of the matched image after the warm start, added to its output",
+        low=0,
+        high=1,
+    )
+    layer: int = _setting(-1, "block of the ViT that the terms read, -1 the last")
     crop: float = _setting(0.95, "smallest square crop, as a share of the picture's height", low=0.1, high=1)
-    whole: float = _setting(0.0, "probability that a view of A is not a crop but the whole picture", low=0, high=1)
+    whole: float = _setting(0.0, "probability that a sample of A is the whole picture, not a crop", low=0, high=1)
     flip: float = _setting(0.5, "probability of mirroring a crop", low=0, high=1)
-    jitter: float = _setting(0.5, "probability of changing the colours of a crop of A", low=0, high=1)
+    jitter: float = _setting(0.5, "probability of jittering the colours of a crop of A", low=0, high=1)
     blur: float = _setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
-    whole_every: int = _setting(75, "every so many steps the whole of A is judged too; 0 never", low=0)
-    views: int = _setting(
-        0, "views of each picture that recur, at which the ViT looks once; 0: new ones in every step", low=0
+    whole_every: int = _setting(75, "every so many steps the terms compare the whole of A too; 0: never", low=0)
+    cached_crops: int = _setting(
+        0,
+        "crops of each picture that are drawn once and reused, with their ViT features; 0: new ones in every step",
+        low=0,
     )
-    anchor_every: int = _setting(
-        1, "every so many steps the generator's B is judged too (identity and reconstruction terms)", low=1
+    identity_every: int = _setting(
+        1, "every so many steps the generator's B takes part (identity and reconstruction terms)", low=1
     )
-    vit_size: int = _setting(224, "short side in pixels at which the ViT looks at pictures", low=32)
-    vit_longest: int = _setting(480, "most pixels of the long side at which the ViT looks", low=32)
+    vit_size: int = _setting(VIT_SIZE, "short side in pixels of what the ViT gets", low=32, high=2048)
+    vit_longest: int = _setting(VIT_LONGEST, "most pixels of the long side of what the ViT gets", low=32)
     ema: float = _setting(
-        0.0, "decay of a running average of the generator, which then makes the picture; 0 is off", low=0, high=1
-    )
-    feather: float = _setting(
-        FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
+        0.0, "decay of a moving average of the generator, which then makes the picture; 0: off", low=0, high=1
     )
     compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
-    recompute: bool = _setting(False, "compute layers twice instead of keeping them: less memory, more time")
+    recompute: bool = _setting(False, "compute activations twice instead of keeping them: less memory, more time")
 
     @property
     def all_steps(self) -> int:
@@ -119,15 +165,15 @@ _DRAFT = Settings(
     structure_weight=300.0,
     colour_weight=600.0,
     contrast_weight=100.0,
-    painting_weight=3.0,
+    matched_l1_weight=3.0,
     reconstruction_weight=10.0,
     residual=1.0,
     jitter=0.0,
     blur=0.0,
     whole=0.5,
     whole_every=0,
-    views=8,
-    anchor_every=3,
+    cached_crops=8,
+    identity_every=3,
     ema=0.9,
 )
 
@@ -137,13 +183,13 @@ PRESETS: dict[str, Settings] = {
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the instant picture, then sets out from it for a little of the recipe; `standard` takes more of it.
+"""`draft` learns the matched image in a warm start, then takes a few steps of the recipe; `standard` takes more.
 
-The self-similarity weighs far more than in the paper, since it is what a painted picture lacks. Colours and contrasts
-are held to the instant picture's over squares of pixels, without which the [CLS] token would leave casts and fade the
-texture in so few steps; a lighter painting term keeps the texture in its place without tying the picture down. A few
-views recur, half of them the whole picture, and all in its own colours: in so few steps the generator need not serve
-others. The rate falls to a tenth and the last steps are averaged, since single steps at the full rate differ much in
+The structure term weighs far more than in the paper, since self-similarity is what the matched image lacks. Colour and
+contrast terms hold the output to the matched image over squares of pixels, without which the [CLS] token would leave
+casts and fade the texture in so few steps; a lighter L1 term keeps texture in its place. A few cached crops are reused,
+half of them the whole picture, all without augmentation: in so few steps the generator need not serve other pictures.
+The learning rate falls to a tenth and the last steps are averaged, since single steps at the full rate differ much in
 appearance. `paper` is the paper's text, `paper-10k` the configuration that the authors published."""
 
 DEFAULT_PRESET = "standard"
@@ -155,7 +201,7 @@ def preset(name: str, **changes: Any) -> Settings:
     Raises:
         SpliceError: Unknown preset, or a number out of its range.
     """
-    return _changed(PRESETS, name, changes)
+    return _resolve(PRESETS, name, changes)
 
 
 @dataclass(frozen=True)
@@ -163,8 +209,10 @@ class InversionSettings(Recipe):
     """A recipe of feature inversion. The defaults are the paper's (supplement)."""
 
     steps: int = _setting(20_000, "training steps", low=1)
-    size: int = _setting(224, "short side in pixels of the picture that is made and of what the ViT sees", low=72)
-    seed: int = _setting(0, "the same seed on the same CPU gives the same bits", low=0, high=2**63 - 1)
+    size: int = _setting(
+        VIT_SIZE, "short side in pixels of the picture that is made, which is what the ViT gets", low=72
+    )
+    seed: int = _seed()
     learning_rate: float = _setting(0.01, "learning rate of Adam", low=0)
     beta2: float = _setting(0.999, "Adam's decay of the gradient's square", low=0, high=0.9999)
     noise_first: float = _setting(
@@ -192,10 +240,10 @@ def inversion_preset(name: str, **changes: Any) -> InversionSettings:
     Raises:
         SpliceError: Unknown preset, or a number out of its range.
     """
-    return _changed(INVERSION_PRESETS, name, changes)
+    return _resolve(INVERSION_PRESETS, name, changes)
 
 
-def _changed(presets: dict[str, Chosen], name: str, changes: dict[str, Any]) -> Chosen:
+def _resolve(presets: dict[str, RecipeType], name: str, changes: dict[str, Any]) -> RecipeType:
     if name not in presets:
         raise SpliceError(f"unknown preset '{name}': choose one of {', '.join(presets)}")
     return replace(presets[name], **changes)

@@ -5,12 +5,17 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache as memoize
 from functools import partial
 from pathlib import Path
 
-# Most tensors here are tiny, and threads that wait for each other cost far more than they bring on a busy machine.
+# Most tensors here are tiny, so that threads would wait for each other more than they compute: the cores are for the
+# test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -19,26 +24,53 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config):
+    """Makes one weights cache for all test processes and their children; one that the caller chose is kept."""
+    if not hasattr(config, "workerinput") and not os.environ.get("SPLICE_CACHE"):
+        folder = tempfile.TemporaryDirectory(prefix="splice-cache-", ignore_cleanup_errors=True)
+        os.environ["SPLICE_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """A weights cache that this process and its children share; one that the caller chose is kept."""
-    if not os.environ.get("SPLICE_CACHE"):
-        os.environ["SPLICE_CACHE"] = str(tmp_path_factory.mktemp("weights"))
+def cache():
+    """The weights cache, also where a test has another one in the environment."""
     return Path(os.environ["SPLICE_CACHE"])
 
 
 @pytest.fixture(scope="session")
-def backbone(cache):
-    """Real weights, in fp32."""
-    from splice_engine import OFFLINE_BACKBONE, Backbone
+def weights_file(cache, tmp_path_factory):
+    """The file of the real weights, converted by the first test process that needs it."""
+    from filelock import FileLock
 
-    return Backbone.load(OFFLINE_BACKBONE)
+    from splice_engine import OFFLINE_BACKBONE
+    from splice_engine.vit.catalogue import lookup
+    from splice_engine.vit.weights import get
+
+    shared = tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "conversion.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICE_CACHE", str(cache))
+        return get(lookup(OFFLINE_BACKBONE))
 
 
 @pytest.fixture(scope="session")
-def weights_file(backbone, cache):
-    """The file that the real backbone was read from."""
-    return cache / f"{backbone.name}.safetensors"
+def load_real(weights_file):
+    """Loads the real backbone on a device and in a precision, once."""
+    from splice_engine import Backbone
+
+    load = Backbone.load
+
+    @memoize
+    def build(device, dtype):
+        return load(weights_file, device, dtype)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def backbone(load_real):
+    """Real weights, in fp32."""
+    return load_real("cpu", torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +154,7 @@ def tiny(tiny_model):
 
 @pytest.fixture(scope="session")
 def demo_pair():
-    from splice_engine.demo import load_pair
+    from splice_engine.cli.demo import load_pair
 
     return load_pair()
 
@@ -169,9 +201,22 @@ class Outcome:
 
 
 @pytest.fixture
-def splice(capsys):
-    """Runs one command line in this process; warnings count as words on stderr, where Python writes them."""
-    from splice_engine.cli import main
+def splice(capsys, monkeypatch, request):
+    """Runs one command line in this process; warnings count as words on stderr, where Python writes them.
+
+    Commands share one build of the real backbone.
+    """
+    from splice_engine import OFFLINE_BACKBONE, Backbone
+    from splice_engine.cli.main import main
+
+    load = Backbone.load
+
+    def load_once(name_or_path, device="cpu", dtype=torch.float32):
+        if str(name_or_path) == OFFLINE_BACKBONE:
+            return request.getfixturevalue("load_real")(str(device), dtype)
+        return load(name_or_path, device, dtype)
+
+    monkeypatch.setattr(Backbone, "load", load_once)
 
     def run(*arguments):
         capsys.readouterr()
@@ -190,11 +235,11 @@ def splice(capsys):
 
 
 @pytest.fixture(scope="session")
-def start(cache):
-    """Starts one command line as a process of its own."""
+def start(cache, weights_file):
+    """Starts one command line as a process of its own, which finds the real weights."""
 
     def run(*arguments, **options):
-        environment = {**os.environ, **options.pop("env", {})}
+        environment = {**os.environ, "SPLICE_CACHE": str(cache), **options.pop("env", {})}
         return subprocess.Popen(
             [sys.executable, "-m", "splice_engine.cli", *map(str, arguments)],
             cwd=ROOT,
@@ -218,3 +263,35 @@ def process(start):
             return Outcome(child.returncode, out, err)
 
     return run
+
+
+@pytest.fixture
+def limit_file_size():
+    """A block in which neither this process nor its children write more than so many bytes to a file: a full disk."""
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+@pytest.fixture
+def count_passes():
+    """Counts the passes that a ViT or a generator takes from now on: a list with the height and width of each."""
+    hooks = []
+
+    def watch(module):
+        sizes = []
+        hooks.append(module.register_forward_hook(lambda _module, given, _output: sizes.append(given[0].shape[-2:])))
+        return sizes
+
+    yield watch
+    for hook in hooks:
+        hook.remove()

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from splice_engine import (
-    OFFLINE_BACKBONE,
-    Backbone,
     Generator,
+    InstantTransfer,
     Inversion,
-    Palette,
     Transfer,
     attention_map,
     inversion_preset,
@@ -18,15 +16,15 @@ from splice_engine import (
     render,
     similarity_map,
 )
-from splice_engine.devices import is_out_of_memory
+from splice_engine.vit.devices import is_out_of_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
 
 
 @pytest.fixture(scope="module")
-def there(cache):
+def there(load_real):
     """The real backbone on the device, in fp32."""
-    return Backbone.load(OFFLINE_BACKBONE, "cuda")
+    return load_real("cuda", torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -43,20 +41,20 @@ def test_features_are_those_of_the_cpu(there, backbone, pair, gap):
     assert gap(there.features(pair[0].cuda(), size=224).tokens.cpu(), here.tokens) < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, {"warm_steps": 3, "looks": 1}])
+@pytest.mark.parametrize("changes", [{}, {"warm_steps": 3, "match_passes": 1}])
 def test_a_run_begins_as_on_the_cpu(there, backbone, pair, changes):
     settings = preset("draft" if changes else "paper", size=64, vit_size=56, **changes)
-    here, away = (next(iter(Transfer(*pair, judge, settings))).floats() for judge in (backbone, there))
+    here, away = (next(iter(Transfer(*pair, vit, settings))).floats() for vit in (backbone, there))
     assert away == pytest.approx(here, rel=0.01)  # later steps drift apart: Adam makes much of small differences
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masked_run_paints_and_keeps_what_is_outside(dtype, pair):
+def test_masked_run_paints_and_keeps_what_is_outside(dtype, pair, load_real):
     mask = torch.zeros(1, 1, *pair[0].shape[-2:])
     mask[..., 20:70, 30:90] = 1
     run = Transfer(
         *pair,
-        Backbone.load(OFFLINE_BACKBONE, "cuda", dtype),
+        load_real("cuda", dtype),
         preset("draft", size=64, vit_size=112, warm_steps=20, steps=10, feather=4),
         structure_mask=mask,
         appearance_mask=torch.ones(1, 1, 20, 20),
@@ -68,20 +66,20 @@ def test_masked_run_paints_and_keeps_what_is_outside(dtype, pair):
     assert (picture - pair[0])[..., 25:65, 35:85].abs().mean() > 0.02
 
 
-def test_the_instant_picture_is_that_of_the_cpu(there, backbone, pair):
-    here, away = (Palette.between(*pair, judge, short_patches=16).image().cpu() for judge in (backbone, there))
+def test_the_instant_transfer_is_that_of_the_cpu(there, backbone, pair):
+    here, away = (InstantTransfer.between(*pair, vit, short_patches=16).image().cpu() for vit in (backbone, there))
     assert (here - away).abs().mean() < 0.02  # single patches may be near ties
 
 
-def test_what_dino_sees_is_what_it_sees_on_the_cpu(there, backbone, pair, gap):
+def test_maps_and_measurements_are_those_of_the_cpu(there, backbone, pair, gap):
     picture = pair[0]
-    for see in (
-        lambda judge: pca([judge.features(picture.to(judge.device), size=112)])[0].image((50, 50)),
-        lambda judge: similarity_map(picture, (0.4, 0.4), judge, pair[1], short_patches=8).mask((50, 50)),
-        lambda judge: attention_map(picture, judge, size=112).heat(),
+    for compute in (
+        lambda vit: pca([vit.features(picture.to(vit.device), size=112)])[0].image((50, 50)),
+        lambda vit: similarity_map(picture, (0.4, 0.4), vit, pair[1], short_patches=8).mask((50, 50)),
+        lambda vit: attention_map(picture, vit, size=112).heat(),
     ):
-        assert gap(see(there).cpu(), see(backbone)) < 1e-2
-    here, away = (measure(*pair, pair[0], judge) for judge in (backbone, there))
+        assert gap(compute(there).cpu(), compute(backbone)) < 1e-2
+    here, away = (measure(*pair, pair[0], vit) for vit in (backbone, there))
     assert away.structure_distance == pytest.approx(here.structure_distance, abs=1e-5)
     assert away.appearance_distance == pytest.approx(here.appearance_distance, rel=1e-3)
 

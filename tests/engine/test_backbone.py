@@ -45,13 +45,13 @@ def plain_pass(model, picture):
     model((picture - mean) / std)
     for hook in hooks:
         hook.remove()
-    seen = {}
+    answer = {}
     for layer, block in enumerate(model.blocks):
         x, rope = attention_inputs[layer]
         query, key, value = project(block.attn, x)
         facets = (outputs[layer][:, 0], outputs[layer], key, query, value, attend(block.attn, query, key, rope))
-        seen.update({Request(layer, facet): tensor for facet, tensor in zip(FACETS, facets, strict=True)})
-    return seen
+        answer.update({Request(layer, facet): tensor for facet, tensor in zip(FACETS, facets, strict=True)})
+    return answer
 
 
 def project(attn, x):
@@ -108,9 +108,9 @@ def test_gradients_agree_with_a_full_forward(kind, size, tiny, tiny_model, noise
     backbone = tiny(kind)
     asked = [Request(2, "cls"), Request(2, "key"), Request(0, "token")]
     gradients = []
-    for see in (lambda picture: backbone(picture, asked), lambda picture: plain_pass(tiny_model(kind), picture)):
+    for extract in (lambda picture: backbone(picture, asked), lambda picture: plain_pass(tiny_model(kind), picture)):
         picture = resize(noise(*size), backbone.grid_size(*size)).requires_grad_()
-        answer = see(picture)
+        answer = extract(picture)
         sum((1 + index) * answer[request].square().sum() for index, request in enumerate(asked)).backward()
         gradients.append(picture.grad)
     assert gap(*gradients) < 1e-4
@@ -229,14 +229,14 @@ def test_the_last_block_computes_no_more_than_was_asked(kind, tiny, noise):
     assert work(backbone, picture, (1, "token")) - before > 4 * one_projection
 
 
-def test_bf16_stays_close_and_lets_gradients_through(weights_file, backbone, demo_pair):
-    low = Backbone.load(weights_file, dtype=torch.bfloat16)
+def test_bf16_stays_close_and_lets_gradients_through(load_real, backbone, demo_pair):
+    low = load_real("cpu", torch.bfloat16)
     asked = [Request(11, facet) for facet in FACETS]
     gradients = []
     answers = []
-    for judge in (backbone, low):
+    for vit in (backbone, low):
         picture = resize(demo_pair[0], (112, 154)).requires_grad_()
-        answer = judge(picture, asked)
+        answer = vit(picture, asked)
         assert all(tensor.dtype == torch.float32 for tensor in answer.values())
         answer[Request(11, "key")].square().mean().backward()
         gradients.append(picture.grad.flatten())

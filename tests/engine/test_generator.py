@@ -14,15 +14,15 @@ SIZES = ((64, 64), (65, 64), (97, 123), (118, 99), (127, 128), (131, 257), (64, 
 def stirred(seed=0, **options):
     """A generator whose output shows its input: the initial weights give nearly flat grey."""
     generator = Generator(seed=seed, **options)
-    chance = torch.Generator().manual_seed(seed + 1)
+    rng = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, weight in generator.named_parameters():
             if name.endswith("conv.weight"):
                 weight.mul_(100)
             elif "norm" in name or "merge" in name:
-                weight.add_(0.3 * torch.randn(weight.shape, generator=chance))
+                weight.add_(0.3 * torch.randn(weight.shape, generator=rng))
             elif name == "output.weight":
-                weight.normal_(0, 1, generator=chance)
+                weight.normal_(0, 1, generator=rng)
     return generator
 
 
@@ -36,10 +36,10 @@ def picture():
     """Waves and noise, so that neither rows nor columns are alike."""
 
     def make(height, width, seed=0):
-        chance = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         rows, columns = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 7, width), indexing="ij")
         waves = torch.stack([rows.sin(), (columns + rows).cos(), (columns * rows / 9).sin()]) / 2 + 0.5
-        return (0.8 * waves + 0.2 * torch.rand(waves.shape, generator=chance))[None]
+        return (0.8 * waves + 0.2 * torch.rand(waves.shape, generator=rng))[None]
 
     return make
 

@@ -1,4 +1,4 @@
-"""Likeness to a place, and attention: against known answers."""
+"""Similarity to a place, and attention: against known answers."""
 
 import pytest
 import skimage.data
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from splice_engine import Request, SpliceError, attention_map, similarity_map
-from splice_engine.heatmaps import AttentionMap
+from splice_engine.analysis.heatmaps import AttentionMap
 from splice_engine.images import from_pil, resize, sides
 
 FACE = (0.42, 0.24)
@@ -38,8 +38,8 @@ def photograph(name):
 def object_points(box, count):
     """Points on an object, x and y as shares."""
     left, top, right, bottom = box
-    chance = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
-    return chance * torch.tensor([right - left, bottom - top]) + torch.tensor([left, top])
+    shares = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
+    return shares * torch.tensor([right - left, bottom - top]) + torch.tensor([left, top])
 
 
 def around(points, size, width):
@@ -53,7 +53,7 @@ def around(points, size, width):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("change", ["mirror", "crop"])
 def test_points_are_found_again(change, name, backbone):
-    """At least 95 of 100 within one patch, in the mirrored picture and in its part of 75 by 80 % seen nearer."""
+    """At least 95 of 100 within one patch, in the mirrored picture and in an enlarged part of 75 by 80 % of it."""
     picture = photograph(name)
     height, width = sides(picture)
     points = object_points(PHOTOGRAPHS[name], 100)
@@ -88,7 +88,7 @@ def test_a_mask_selects_too(backbone, astronaut, admiral):
     assert 0.12 < y < 0.45
 
 
-def test_a_place_is_most_like_itself(backbone, astronaut):
+def test_a_place_is_most_similar_to_itself(backbone, astronaut):
     centre = 6.5 / 16, 4.5 / 16
     found = similarity_map(astronaut, centre, backbone, short_patches=16, radius=0)
     torch.testing.assert_close(found.best()[0], torch.tensor(centre))
@@ -106,7 +106,7 @@ def test_one_source_serves_a_batch_of_targets(backbone, astronaut):
     torch.testing.assert_close(found.heat[0], found.heat[1].flip(-1))
 
 
-def test_what_cannot_be_looked_for_is_refused(backbone, astronaut):
+def test_bad_places_are_refused(backbone, astronaut):
     for where, message in (
         ((1.2, 0.5), "outside"),
         ((0.5, float("nan")), "outside"),
@@ -124,17 +124,17 @@ def test_attention_is_the_softmax_of_the_products(kind, layer, tiny, astronaut):
     """By hand from queries and keys; a model with a rotary embedding turns them first, with timm's own function."""
     from timm.layers import apply_rot_embed_cat
 
-    judge = tiny(kind)
-    picture = resize(astronaut, judge.grid_size(84, 112)).repeat(2, 1, 1, 1)
-    found = attention_map(picture, judge, layer)
+    vit = tiny(kind)
+    picture = resize(astronaut, vit.grid_size(84, 112)).repeat(2, 1, 1, 1)
+    found = attention_map(picture, vit, layer)
     with torch.no_grad():
-        answer = judge(picture, [Request(layer, "query"), Request(layer, "key")])
+        answer = vit(picture, [Request(layer, "query"), Request(layer, "key")])
         heads = [answer[Request(layer, name)].unflatten(-1, (3, 16)).transpose(1, 2) for name in ("query", "key")]
         if kind.startswith("dinov3"):
-            rope = judge.model._pos_embed(judge.model.patch_embed((picture - judge.mean) / judge.std))[1]
-            turned = [apply_rot_embed_cat(x[:, :, judge.prefix :], rope, half=True) for x in heads]
-            heads = [torch.cat([x[:, :, : judge.prefix], y], dim=2) for x, y in zip(heads, turned, strict=True)]
-        expected = (heads[0] @ heads[1].mT / 16**0.5).softmax(dim=-1)[:, :, 0, judge.prefix :]
+            rope = vit.model._pos_embed(vit.model.patch_embed((picture - vit.mean) / vit.std))[1]
+            turned = [apply_rot_embed_cat(x[:, :, vit.prefix :], rope, half=True) for x in heads]
+            heads = [torch.cat([x[:, :, : vit.prefix], y], dim=2) for x, y in zip(heads, turned, strict=True)]
+        expected = (heads[0] @ heads[1].mT / 16**0.5).softmax(dim=-1)[:, :, 0, vit.prefix :]
     assert found.heads.shape[0] == 2
     assert (found.heads.flatten(2) - expected).abs().max() < 1e-5
     assert (found.heat() - found.heads.mean(dim=1, keepdim=True)).abs().max() < 1e-6

@@ -30,9 +30,9 @@ def grey(array):
     return np.repeat(np.asarray(array, dtype=np.float64)[..., None], 3, axis=-1)
 
 
-def over(colour, alpha, ground):
+def over(colour, alpha, background):
     alpha = np.asarray(alpha, dtype=np.float64)[..., None] / 255
-    return np.asarray(colour, dtype=np.float64) / 255 * alpha + np.asarray(ground) / 255 * (1 - alpha)
+    return np.asarray(colour, dtype=np.float64) / 255 * alpha + np.asarray(background) / 255 * (1 - alpha)
 
 
 @pytest.fixture
@@ -87,7 +87,6 @@ def test_cmyk_jpeg(written):
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
 def test_transparency_lies_over_the_background(mode, background, written):
     alpha = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
-    ground = background or (255, 255, 255)
     if mode == "P":  # one palette entry is transparent
         image = RGB.quantize(8)
         options, alpha = {"transparency": 3}, np.where(np.asarray(image) == 3, 0, 255)
@@ -103,7 +102,7 @@ def test_transparency_lies_over_the_background(mode, background, written):
             image.putalpha(Image.fromarray(alpha))
     suffix = ".tif" if mode == "PA" else ".png"
     picture = written(image, suffix, background, **options)
-    assert np.abs(colours(picture) - over(base, alpha, ground)).max() <= 1.01 / 255
+    assert np.abs(colours(picture) - over(base, alpha, background or (255, 255, 255))).max() <= 1.01 / 255
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

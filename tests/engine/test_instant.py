@@ -4,8 +4,11 @@ import pytest
 import skimage.data
 import torch
 
-from splice_engine import Correspondence, Palette, SpliceError, Transfer, correspondence, preset
+from splice_engine import Correspondence, InstantSettings, InstantTransfer, SpliceError, Transfer, preset
 from splice_engine.images import resize
+from splice_engine.matching import correspondence
+
+ONCE = InstantSettings(match_passes=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +46,25 @@ def test_coherence_makes_neighbours_match_neighbours(backbone, pair):
     assert jumps(2) < 0.75 * jumps(0)
 
 
-def test_a_second_look_finds_parts_that_the_first_mixed_up(backbone):
+def test_refining_finds_parts_that_the_first_match_mixed_up(backbone):
     picture = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None] / 255
     negative = 1 - picture
     match = Correspondence.between(picture, negative, backbone, short_patches=16)
-    painted = Palette.between(picture, negative, backbone, short_patches=16).painted(256)
+    painted = InstantTransfer.between(picture, negative, backbone, ONCE, short_patches=16).painted(256)
 
     def found(match):
         rows, columns = grid_of(match)
         row, column = match.matches()
         return (((row - rows).abs() <= 1) & ((column - columns).abs() <= 1)).float().mean()
 
-    assert found(match.second_look(painted, backbone)) > found(match) + 0.1
+    assert found(match.refine(painted, backbone)) > found(match) + 0.1
 
 
-def test_a_palette_looks_again_at_what_it_painted(backbone, pair):
+def test_a_second_pass_matches_what_the_first_painted(backbone, pair):
     negative = 1 - pair[0]
     once, twice = (
-        Palette.between(pair[0], negative, backbone, short_patches=16, looks=looks).image() for looks in (1, 2)
+        InstantTransfer.between(pair[0], negative, backbone, settings, short_patches=16).image()
+        for settings in (ONCE, InstantSettings())
     )
     assert (twice - negative).abs().mean() < 0.95 * (once - negative).abs().mean()
 
@@ -82,49 +86,62 @@ def test_warped_values_stay_among_the_values(backbone, pair):
 
 
 def test_a_picture_in_its_own_colours_is_itself(backbone, pair):
-    painted = Palette.between(pair[0], pair[0], backbone, short_patches=16).image()
+    painted = InstantTransfer.between(pair[0], pair[0], backbone, ONCE, short_patches=16).image()
     assert (painted - pair[0]).abs().mean() < 0.04
+
+
+SUIT, BACKGROUND = (slice(140, 200), slice(20, 60)), (slice(10, 60), slice(130, 150))
 
 
 def test_the_demo_gets_the_admirals_colours(backbone, pair):
     structure, appearance = pair
-    painted = Palette.between(structure, appearance, backbone, short_patches=16).image()
+    painted = InstantTransfer.between(structure, appearance, backbone, short_patches=16).image()
     assert painted.shape == structure.shape
-    suit, ground = painted[0, :, 140:200, 20:60].mean(dim=(1, 2)), painted[0, :, 10:60, 130:150].mean(dim=(1, 2))
+    suit, background = (painted[0, :, rows, columns].mean(dim=(1, 2)) for rows, columns in (SUIT, BACKGROUND))
     assert suit.max() < 0.45  # navy, where it was bright orange
-    assert ground[2] > ground[0] + 0.1  # blue, where it was grey
+    assert background[2] > background[0] + 0.1  # blue, where it was grey
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 500), (65, 67)])
 def test_any_size_is_painted_at_full_size(size, backbone, pair):
-    palette = Palette.between(resize(pair[0], size), pair[1], backbone, short_patches=8)
-    assert palette.image().shape[-2:] == size
-    assert min(palette.image(size=96).shape[-2:]) == 96
+    instant = InstantTransfer.between(resize(pair[0], size), pair[1], backbone, ONCE, short_patches=8)
+    assert instant.image().shape[-2:] == size
+    assert min(instant.image(size=96).shape[-2:]) == 96
+
+
+def test_texture_is_a_share(backbone, pair):
+    """What it adds grows with it; without it the colours are smooth."""
+    none, half, whole = (
+        InstantTransfer.between(*pair, backbone, InstantSettings(1, texture), short_patches=8).painted()
+        for texture in (0, 0.5, 1)
+    )
+    inside = (whole > 0) & (whole < 1) & (none > 0) & (none < 1)
+    torch.testing.assert_close(half[inside], ((none + whole) / 2)[inside], rtol=0, atol=1e-5)
+    assert (whole - none).abs().mean() > 0.005
 
 
 @pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.9, 0.2, 0.1)])
 def test_pictures_of_one_colour_are_no_trouble(colour, backbone, pair):
     flat = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 120, 160).contiguous()
-    painted = Palette.between(pair[0], flat, backbone, short_patches=8).image()
+    painted = InstantTransfer.between(pair[0], flat, backbone, ONCE, short_patches=8).image()
     grey = painted.mean(dim=1).mean()
     assert torch.isfinite(painted).all()
     assert abs(grey - flat.mean()) < 0.1
-    assert torch.isfinite(Palette.between(flat, pair[1], backbone, short_patches=8).image()).all()
+    assert torch.isfinite(InstantTransfer.between(flat, pair[1], backbone, ONCE, short_patches=8).image()).all()
 
 
 def test_a_broken_picture_is_refused(backbone, pair):
     with pytest.raises(SpliceError, match="not numbers"):
-        Palette.between(pair[0] * float("nan"), pair[1], backbone)
+        InstantTransfer.between(pair[0] * float("nan"), pair[1], backbone)
 
 
-def test_the_warm_start_learns_the_instant_picture_without_the_vit(backbone, pair):
-    run = Transfer(*pair, backbone, preset("draft", size=96, warm_steps=40, steps=1))
-    assert run.palette is not None
-    before = (run.image(size=96) - run.palette).abs().mean()
-    # From here on a call of the ViT would fail.
-    run.objective.backbone = None
+def test_the_warm_start_learns_the_matched_image_without_the_vit(backbone, pair, count_passes):
+    run = Transfer(*pair, backbone, preset("draft", size=96, warm_steps=40, steps=1, match_passes=1))
+    before = (run.image(size=96) - run.pair.matched).abs().mean()
+    passes = count_passes(backbone)
     for step in run:
-        assert set(step.losses) <= {"painting", "reconstruction"}
+        assert set(step.losses) <= {"matched_l1", "reconstruction"}
         if run.step == 40:
             break
-    assert (run.image(size=96) - run.palette).abs().mean() < 0.6 * before
+    assert passes == []
+    assert (run.image(size=96) - run.pair.matched).abs().mean() < 0.6 * before

@@ -5,19 +5,19 @@ import torch
 
 from splice_engine import Inversion, SpliceError, ablation, inversion_preset, preset
 from splice_engine.images import resize, sides
-from splice_engine.inversion import INVERTIBLE
-from splice_engine.transfer import Transfer
+from splice_engine.training.inversion import INVERTIBLE
+from splice_engine.training.transfer import Transfer
 
 
 @pytest.fixture(scope="module")
-def judge(tiny):
+def vit(tiny):
     return tiny()
 
 
 @pytest.fixture
-def begin(pair, judge):
+def begin(pair, vit):
     def start(layer=-1, facet="cls", name="paper", **changes):
-        return Inversion(pair[0], judge, inversion_preset(name, **{"size": 72, "steps": 4, **changes}), layer, facet)
+        return Inversion(pair[0], vit, inversion_preset(name, **{"size": 72, "steps": 4, **changes}), layer, facet)
 
     return start
 
@@ -43,12 +43,12 @@ def test_leaving_the_loop_loses_nothing(begin):
         steps.append(step)
         if step.index == 1:
             break
-    assert (run.step, len(run)) == (2, 2)
+    assert (run.step, run.steps_left) == (2, 2)
     assert torch.equal(run.image(), run.image())
     steps += list(run)
     assert losses(steps) == expected
     assert torch.equal(run.image(), through.image())
-    assert (len(run), list(run)) == (0, [])
+    assert (run.steps_left, list(run)) == (0, [])
 
 
 def test_sizes_of_the_picture(begin):
@@ -104,18 +104,18 @@ def test_keys_bring_the_picture_back_in_its_place(backbone, demo_pair):
         (lambda p, b: inversion_preset("fast", size=64), "size must be at least 72"),
     ],
 )
-def test_what_cannot_be_inverted_is_refused(make, message, pair, judge):
+def test_what_cannot_be_inverted_is_refused(make, message, pair, vit):
     with pytest.raises(SpliceError, match=message):
-        make(pair[0], judge)
+        make(pair[0], vit)
 
 
-def test_an_ablation_leaves_out_one_loss_at_a_time(pair, judge):
+def test_an_ablation_leaves_out_one_loss_at_a_time(pair, vit):
     settings = preset("paper", size=64, vit_size=56, steps=2, whole_every=0)
-    runs = ablation(*pair, judge, settings)
+    runs = ablation(*pair, vit, settings)
     left_out = {}
     for name, run in runs:
         assert isinstance(run, Transfer)
-        assert run.objective.backbone is judge
+        assert run.objective.backbone is vit
         left_out[name] = {"appearance", "structure", "identity"} - set(list(run)[-1].losses)
     assert left_out == {
         "all losses": set(),
@@ -125,7 +125,7 @@ def test_an_ablation_leaves_out_one_loss_at_a_time(pair, judge):
     }
 
 
-def test_one_loss_alone_has_no_ablation(pair, judge):
+def test_one_loss_alone_has_no_ablation(pair, vit):
     settings = preset("paper", appearance_weight=0.0, identity_weight=0.0)
     with pytest.raises(SpliceError, match="at least two losses"):
-        next(ablation(*pair, judge, settings))
+        next(ablation(*pair, vit, settings))

@@ -1,4 +1,6 @@
-"""Masks: where the picture may change, which part of B is the appearance, and what the terms see."""
+"""Masks: where the picture may change, which part of B is the appearance, and what the terms compare."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from splice_engine import (
     Contrast,
     Correspondence,
     Identity,
+    InstantSettings,
+    InstantTransfer,
+    MatchedL1,
     Objective,
-    Painting,
-    Palette,
+    Pictures,
     Reconstruction,
     Request,
     SpliceError,
@@ -26,10 +30,8 @@ from splice_engine import (
 )
 from splice_engine.images import check_mask, resize
 from splice_engine.masks import composite, covered_patches
-from splice_engine.settings import Settings
-from splice_engine.views import Views
 
-SMALL = {"size": 64, "vit_size": 56, "steps": 3}
+SMALL = {"size": 64, "vit_size": 56, "steps": 3, "match_passes": 1}
 FACETS = ("cls", "token", "key", "query", "value", "attention")
 
 
@@ -78,7 +80,7 @@ def test_keeping_all_patches_changes_nothing(kind, tiny, gap):
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2_reg", "dinov3", "dinov3_qkvb"])
 def test_dropped_patches_are_as_those_that_nobody_attends_to(kind, tiny, tiny_model, gap):
-    """Each kept patch is seen in its own place: against timm's blocks on all tokens, with attention masked."""
+    """Each kept patch keeps its own place: against timm's blocks on all tokens, with attention masked."""
     backbone, model = tiny(kind), tiny_model(kind)
     picture = noise(1, 3, 4 * backbone.patch, 5 * backbone.patch)
     kept = torch.arange(20) % 3 == 1
@@ -96,7 +98,7 @@ def test_dropped_patches_are_as_those_that_nobody_attends_to(kind, tiny, tiny_mo
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2_reg", "dinov3", "dinov3_qkvb"])
-def test_of_dropped_patches_nothing_is_seen(kind, tiny):
+def test_dropped_patches_change_nothing(kind, tiny):
     backbone = tiny(kind)
     height, width = 4 * backbone.patch, 4 * backbone.patch
     kept = torch.zeros(4, 4, dtype=torch.bool)
@@ -116,94 +118,66 @@ def test_of_dropped_patches_nothing_is_seen(kind, tiny):
 # Terms
 
 
+SIZE = (56, 70)
+MASKS = {"structure_mask": box(SIZE, 14, 42, 14, 56), "appearance_mask": box(SIZE, 0, 28, 28, 70)}
+TERMS = (Appearance, Structure, Identity, Colour, Contrast, MatchedL1, Reconstruction)
+
+
 @pytest.fixture(scope="module")
-def streams():
-    chance = torch.Generator().manual_seed(1)
-    names = ("output", "structure", "palette", "reconstruction", "appearance")
-    return {name: torch.rand(1, 3, 56, 70, generator=chance) for name in names}
+def pictures():
+    rng = torch.Generator().manual_seed(1)
+    names = ("output", "structure", "matched", "reconstruction", "appearance")
+    return Pictures(**{name: torch.rand(1, 3, *SIZE, generator=rng) for name in names})
 
 
-MASKS = {"structure": box((56, 70), 14, 42, 14, 56), "appearance": box((56, 70), 0, 28, 28, 70)}
-
-
-def test_the_vits_terms_see_the_covered_patches(streams, tiny):
+def test_feature_terms_compare_the_covered_patches(pictures, tiny):
     backbone = tiny("dinov2_reg")
     objective = Objective([Appearance(), Structure(), Identity()], backbone, size=56)
-    losses = objective.losses(streams, masks=MASKS)
-    kept = {view: covered_patches(mask, (56, 70), 14) for view, mask in MASKS.items()}
+    losses = objective.losses(replace(pictures, **MASKS))
+    of_a, of_b = (covered_patches(mask, SIZE, 14) for mask in MASKS.values())
 
-    def see(stream, view, facet):
+    def extract(name, covered, facet):
         request = Request(-1, facet)
-        return backbone(streams[stream], [request], kept[view])[request]
+        return backbone(pictures[name], [request], covered)[request]
 
-    pairs = {
-        "appearance": (see("output", "structure", "cls"), see("appearance", "appearance", "cls")),
-        "structure": (see("output", "structure", "key"), see("structure", "structure", "key")),
-        "identity": (see("reconstruction", "appearance", "key"), see("appearance", "appearance", "key")),
+    compared = {
+        "appearance": (extract("output", of_a, "cls"), extract("appearance", of_b, "cls")),
+        "structure": (extract("output", of_a, "key"), extract("structure", of_a, "key")),
+        "identity": (extract("reconstruction", of_b, "key"), extract("appearance", of_b, "key")),
     }
-    assert pairs["structure"][0].shape[1] == backbone.prefix + 6
-    for name, pair in pairs.items():
-        assert losses[name].item() == pytest.approx(objective.terms[name].distance(*pair, backbone).item(), rel=1e-5)
-
-
-TERMS = (Appearance, Structure, Identity, Colour, Contrast, Painting, Reconstruction)
+    assert compared["structure"][0].shape[1] == backbone.prefix + 6
+    for name, both in compared.items():
+        assert losses[name].item() == pytest.approx(objective.terms[name].distance(*both, backbone).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_gradients_stay_within_the_mask(term, streams, tiny):
+def test_gradients_stay_within_the_mask(term, pictures, tiny):
     objective = Objective([term()], tiny(), size=56)
-    output = streams[term.output].clone().requires_grad_()
-    losses = objective.losses({**streams, term.output: output}, masks=MASKS)
+    output = pictures[term.output].clone().requires_grad_()
+    losses = objective.losses(replace(pictures, **{term.output: output}, **MASKS))
     objective.total(losses).backward()
-    inside = MASKS["appearance" if term.output == "reconstruction" else "structure"][0, 0] == 1
+    inside = MASKS["appearance_mask" if term.output == "reconstruction" else "structure_mask"][0, 0] == 1
     reached = output.grad[0].abs().amax(dim=0) > 0
     assert not reached[~inside].any()
     assert reached[inside].float().mean() > 0.9
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_a_mask_over_everything_is_no_mask(term, streams, tiny):
+def test_a_mask_over_everything_is_no_mask(term, pictures, tiny):
     objective = Objective([term(cell=14) if term in (Colour, Contrast) else term()], tiny(), size=56)
-    whole = dict.fromkeys(MASKS, torch.ones(1, 1, 56, 70))
-    (masked,), (plain,) = (objective.losses(streams, masks=masks).values() for masks in (whole, None))
+    whole = dict.fromkeys(MASKS, torch.ones(1, 1, *SIZE))
+    (masked,), (plain,) = (objective.losses(replace(pictures, **masks)).values() for masks in (whole, {}))
     assert masked.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_pixels_count_as_much_as_they_are_covered(streams):
-    output, target = streams["output"], streams["palette"]
-    mask = 0.25 * box((56, 70), 0, 56, 0, 35) + 0.75 * box((56, 70), 0, 56, 35, 70)
-    halves = [Painting().loss(output[..., part], target[..., part]) for part in (slice(35), slice(35, None))]
+def test_pixels_count_as_much_as_they_are_covered(pictures):
+    output, target = pictures["output"], pictures["matched"]
+    mask = 0.25 * box(SIZE, 0, 56, 0, 35) + 0.75 * box(SIZE, 0, 56, 35, 70)
+    halves = [MatchedL1().loss(output[..., part], target[..., part]) for part in (slice(35), slice(35, None))]
     expected = 0.25 * halves[0] + 0.75 * halves[1]
-    assert Painting().loss(output, target, mask).item() == pytest.approx(expected.item(), rel=1e-5)
-    corner = box((56, 70), 50, 56, 66, 70)  # beyond the last whole cell
+    assert MatchedL1().loss(output, target, mask).item() == pytest.approx(expected.item(), rel=1e-5)
+    corner = box(SIZE, 50, 56, 66, 70)  # beyond the last whole cell
     assert Colour().loss(output, target, corner).item() > 0
-
-
-# Views
-
-
-@pytest.mark.parametrize("size", [(70, 140), (140, 70), (64, 500)], ids=str)
-@pytest.mark.parametrize("crop", [0.5, 0.95])
-def test_views_hold_what_is_covered(size, crop):
-    mask = box(size, size[0] - 20, size[0] - 2, size[1] - 22, size[1] - 3)
-    views = Views(Settings(crop=crop), torch.Generator().manual_seed(0))
-    for _ in range(20):
-        assert views.crop(mask, mask).sum() == mask.sum()
-
-
-def test_views_of_a_region_with_a_hole_are_never_empty():
-    mask = box((70, 400), 0, 70, 0, 4) + box((70, 400), 0, 70, 396, 400)
-    views = Views(Settings(), torch.Generator().manual_seed(0))
-    shapes = {tuple(view.shape[-2:]) for view in (views.crop(mask, mask) for _ in range(20)) if view.sum() > 0}
-    assert (70, 400) in shapes
-    assert all(views.crop(mask, mask).sum() > 0 for _ in range(20))
-
-
-def test_a_mask_over_everything_leaves_views_as_they_are():
-    picture = noise(1, 3, 70, 90)
-    first, second = (Views(Settings(crop=0.7), torch.Generator().manual_seed(3)) for _ in range(2))
-    for _ in range(5):
-        assert torch.equal(first.crop(picture), second.crop(picture, torch.ones(1, 1, 70, 90)))
 
 
 # The result
@@ -250,7 +224,7 @@ def test_a_run_changes_nothing_outside_the_mask(recipe, feather, pair, tiny):
 
 
 def test_the_whole_picture_is_masked_too(pair, tiny):
-    """Views of it that are cut by the same chance as without a mask, and the extra look every so often."""
+    """In the steps on the whole picture too; a mask over everything leaves the crops as they are."""
     settings = preset("paper", **SMALL, whole_every=1, seed=2)
     masks = [None, torch.ones(1, 1, 9, 9), box((97, 123), 0, 97, 0, 60)]
     runs = [[step.floats() for step in Transfer(*pair, tiny(), settings, structure_mask=mask)] for mask in masks]
@@ -258,32 +232,36 @@ def test_the_whole_picture_is_masked_too(pair, tiny):
     assert runs[2][1]["whole_structure"] != pytest.approx(runs[0][1]["whole_structure"], rel=1e-3)
 
 
-class Watched(Objective):
-    """Keeps what it is given."""
+class Recorder(Objective):
+    """Keeps the pictures that it is given."""
 
-    def losses(self, pictures, names=None, masks=None, targets=None):
-        self.given = [*getattr(self, "given", []), (pictures, masks)]
-        return super().losses(pictures, names, masks, targets)
+    given = ()
+
+    def losses(self, pictures, names=None, targets=None):
+        self.given = (*self.given, pictures)
+        return super().losses(pictures, names, targets)
 
 
-def test_masks_are_seen_in_the_views_of_their_pictures(tiny):
+def test_masks_are_cropped_with_their_pictures(tiny):
     """On pictures that are white just where they are selected, in crops and in the whole."""
     masks = {"structure": box((70, 90), 10, 50, 20, 60), "appearance": box((80, 70), 30, 70, 0, 40)}
-    pictures = [mask.expand(-1, 3, -1, -1) for mask in masks.values()]
-    objective = Watched([Appearance(), Structure(), Identity()], tiny(), size=56)
+    whites = [mask.expand(-1, 3, -1, -1) for mask in masks.values()]
+    objective = Recorder([Appearance(), Structure(), Identity()], tiny(), size=56)
     settings = preset("paper", steps=3, size=None, crop=0.8, jitter=0.0, blur=0.0, whole_every=1)
     given = {f"{name}_mask": mask for name, mask in masks.items()}
-    assert len(list(Transfer(*pictures, objective.backbone, settings, objective, **given))) == 3
-    assert {streams["structure"].shape[-2:] == (70, 90) for streams, _ in objective.given} == {True, False}
-    for streams, seen in objective.given:
-        assert all(torch.equal(seen[name], streams[name][:, :1]) for name in masks)
+    assert len(list(Transfer(*whites, objective.backbone, settings, objective, **given))) == 3
+    assert {pictures.structure.shape[-2:] == (70, 90) for pictures in objective.given} == {True, False}
+    for pictures in objective.given:
+        assert torch.equal(pictures.structure_mask, pictures.structure[:, :1])
+        assert torch.equal(pictures.appearance_mask, pictures.appearance[:, :1])
 
 
-def test_the_warm_start_learns_the_masked_instant_picture(pair, tiny):
+def test_the_matched_image_is_that_of_the_masks(pair, tiny):
     masks = {"structure_mask": box((97, 123), 30, 70, 40, 90), "appearance_mask": box((118, 99), 0, 60, 0, 99)}
     run = Transfer(*pair, tiny(), preset("draft", **SMALL), **masks)
-    expected = Palette.between(*pair, tiny(), **masks, looks=run.settings.looks).painted(64)
-    assert torch.equal(run.palette, expected)
+    expected, without = (InstantTransfer.between(*pair, tiny(), run.settings, **given) for given in (masks, {}))
+    assert torch.equal(run.pair.matched, expected.painted(64))
+    assert not torch.equal(run.pair.matched, without.painted(64))
 
 
 def test_the_feather_is_in_pixels_of_the_full_size(pair, tiny):
@@ -298,7 +276,7 @@ def test_the_feather_is_in_pixels_of_the_full_size(pair, tiny):
     assert not same[(away > 0) & (away < 3)].any()
 
 
-# The instant picture
+# The instant transfer
 
 
 def halves(size):
@@ -314,20 +292,22 @@ def halves(size):
 def test_only_the_selected_part_gives_its_colours(side, channel, backbone, pair):
     mask = box((96, 128), 0, 96, 70 * side, 70 * side + 58)  # to a little before the middle
     appearance = halves((96, 128))
-    palette = Palette.between(pair[0], appearance, backbone, short_patches=12, appearance_mask=mask)
-    for taken in (palette.gain, palette.offset, palette.texture):
+    quick = {"settings": InstantSettings(match_passes=1), "short_patches": 12}
+    instant = InstantTransfer.between(pair[0], appearance, backbone, **quick, appearance_mask=mask)
+    for taken in (instant.gain, instant.offset, instant.texture):
         assert taken[:, 1 - channel].abs().max() < 1e-4
-    means = palette.image().mean(dim=(0, 2, 3))
+    means = instant.image().mean(dim=(0, 2, 3))
     assert means[channel] > 0.4
-    whole = Palette.between(pair[0], appearance, backbone, short_patches=12).image().mean(dim=(0, 2, 3))
+    whole = InstantTransfer.between(pair[0], appearance, backbone, **quick).image().mean(dim=(0, 2, 3))
     assert means[channel] > 1.2 * whole[channel]
 
 
-def test_the_instant_picture_changes_nothing_outside_the_mask(backbone, pair):
+def test_the_instant_transfer_changes_nothing_outside_the_mask(backbone, pair):
     mask = box((97, 123), 30, 70, 40, 90)
-    palette = Palette.between(*pair, backbone, short_patches=8, structure_mask=mask)
-    changed_where(pair[0], palette.image(feather=5), mask, 5)
-    assert (palette.painted() - pair[0])[..., :20, :].abs().mean() > 0.01
+    settings = InstantSettings(match_passes=1, feather=5)
+    instant = InstantTransfer.between(*pair, backbone, settings, short_patches=8, structure_mask=mask)
+    changed_where(pair[0], instant.image(), mask, 5)
+    assert (instant.painted() - pair[0])[..., :20, :].abs().mean() > 0.01
 
 
 def test_matches_stay_within_the_target_mask(backbone, pair):
@@ -342,8 +322,8 @@ def test_matches_stay_within_the_target_mask(backbone, pair):
         assert match.warp(inside.float()[None, None]).min() > 1 - 1e-5
 
 
-def test_with_both_masks_an_object_matches_itself_on_another_ground(backbone, pair):
-    """The astronaut's middle on her own ground and on noise."""
+def test_with_both_masks_an_object_matches_itself_on_another_background(backbone, pair):
+    """The astronaut's middle on her own background and on noise."""
     structure = resize(pair[0], (168, 168))
     mask = box((168, 168), 42, 168, 42, 126)
     other = torch.where(mask == 1, structure, noise(1, 3, 168, 168))
@@ -386,14 +366,14 @@ def test_with_both_masks_descriptors_tell_an_objects_parts_apart(backbone, pair)
     ],
     ids=str,
 )
-def test_masks_that_cannot_be_worked_with(mask, message, pair, tiny):
+def test_bad_masks_are_refused(mask, message, pair, tiny):
     backbone = tiny()
     for which in ("structure", "appearance"):
         named = {f"{which}_mask": mask}
         with pytest.raises(SpliceError, match=f"the {which} mask .*{message}"):
             Transfer(*pair, backbone, preset("paper", **SMALL), **named)
         with pytest.raises(SpliceError, match=f"the {which} mask .*{message}"):
-            Palette.between(*pair, backbone, **named)
+            InstantTransfer.between(*pair, backbone, **named)
     with pytest.raises(SpliceError, match=f"the target mask .*{message}"):
         Correspondence.between(*pair, backbone, target_mask=mask)
 
@@ -406,15 +386,15 @@ def test_masks_of_other_kinds_are_let_in():
 def test_mask_files(tmp_path):
     grey = Image.linear_gradient("L").resize((40, 30))
     expected = torch.tensor(list(grey.tobytes())).view(1, 1, 30, 40) / 255
-    ground = Image.new("RGBA", (40, 30), "red")
-    transparent = ground.copy()
+    opaque = Image.new("RGBA", (40, 30), "red")
+    transparent = opaque.copy()
     transparent.putalpha(grey)
     for name, image, wanted in (
         ("grey", grey, expected),
         ("rgb", grey.convert("RGB"), expected),
         ("opaque", grey.convert("RGBA"), expected),
         ("alpha", transparent, expected),
-        ("red", ground, torch.ones(1, 1, 30, 40)),
+        ("red", opaque, torch.ones(1, 1, 30, 40)),
         ("bits", grey.point(lambda value: 255 * (value > 99)).convert("1"), (expected > 99.5 / 255).float()),
     ):
         image.save(tmp_path / f"{name}.png")

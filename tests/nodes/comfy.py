@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +20,15 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
+PRESTARTUP = """
+import sys
+
+sys.modules["timm"] = None  # as if it were not installed, until TestTimm installs it
+"""
+
 NODES = '''
 import os
+import sys
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -62,22 +68,31 @@ class TestMemory:
             if sum(size for _, size in TestMemory.kept) > TestMemory.megabytes * 2**20:
                 raise torch.OutOfMemoryError("a test's small device is full")
 
+class TestTimm:
+    """From here on the package timm is installed, or is not."""
+    CATEGORY = FUNCTION = "install"
+    RETURN_TYPES, OUTPUT_NODE = (), True
+    package = None
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"installed": ("BOOLEAN", {})}}
+    def install(self, installed):
+        TestTimm.package = sys.modules.pop("timm", None) or TestTimm.package
+        if not installed:
+            sys.modules["timm"] = None
+        elif TestTimm.package:
+            sys.modules["timm"] = TestTimm.package
+        return {}
+
 torch.nn.modules.module.register_module_forward_hook(TestMemory.keep)
-NODE_CLASS_MAPPINGS = {"TestImage": TestImage, "TestMask": TestMask, "TestMemory": TestMemory}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestImage, TestMask, TestMemory, TestTimm)}
 '''
 
 
 def find() -> Path | None:
-    """ComfyUI's folder: `$COMFYUI_DIR`, else the one that this pack is installed in, else `~/ComfyUI`."""
-    if chosen := os.environ.get("COMFYUI_DIR"):
-        return Path(chosen)
-    for folder in (
-        *(parent.parent for parent in ROOT.parents if parent.name == "custom_nodes"),
-        Path.home() / "ComfyUI",
-    ):
-        if (folder / "main.py").is_file():
-            return folder
-    return None
+    """ComfyUI's folder, where `$COMFYUI_DIR` names one."""
+    chosen = os.environ.get("COMFYUI_DIR")
+    return Path(chosen).expanduser() if chosen else None
 
 
 @dataclass
@@ -104,7 +119,7 @@ class Outcome:
 
 
 class Comfy:
-    """One server, on the CPU unless `$COMFYUI_OPTIONS` says otherwise.
+    """One server, on the CPU unless `$COMFYUI_OPTIONS` says otherwise; it starts as if timm were not installed.
 
     On a GPU, `COMFYUI_OPTIONS=--normalvram`, all tests hold but the two that ask for equal bits: sums there come in any
     order.
@@ -112,15 +127,15 @@ class Comfy:
     Args:
         source: ComfyUI's folder.
         base: An empty folder for its models, pictures and custom nodes; `source` itself stays untouched.
-        environment: Variables to set or, with None, to remove.
     """
 
-    def __init__(self, source: Path, base: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, source: Path, base: Path) -> None:
         self.source, self.base, self.log_path = source, base, base / "log.txt"
-        for folder in ("custom_nodes", "input", "output", "models/dino"):
+        for folder in ("custom_nodes/test_nodes", "input", "output", "models/dino"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "ComfyUI-Splice").symlink_to(ROOT)
-        (base / "custom_nodes" / "test_nodes.py").write_text(NODES)
+        for name, code in (("__init__.py", NODES), ("prestartup_script.py", PRESTARTUP)):
+            (base / "custom_nodes" / "test_nodes" / name).write_text(code)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -131,7 +146,7 @@ class Comfy:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", *options, "--port", port, "--base-directory", str(base)],
                 cwd=source,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -148,13 +163,8 @@ class Comfy:
                 time.sleep(0.2)
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.terminate()
+        self.process.wait()
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -179,6 +189,12 @@ class Comfy:
             on_progress: Called with each progress value that arrives.
         """
         return asyncio.run(self._run(graph, on_progress))
+
+    def install_timm(self, installed: bool = True) -> None:
+        """Makes the package timm importable, which it is not when the server starts, or takes it away again."""
+        outcome = self.run({"it": {"class_type": "TestTimm", "inputs": {"installed": installed}}})
+        if outcome.status != "success":
+            raise RuntimeError(outcome.message)
 
     def pictures(self, outcome: Outcome, node: str) -> list[np.ndarray]:
         """What a SaveImage node wrote, each `[H, W, 3]` of 8 bits."""

@@ -15,33 +15,26 @@ comfy = sys.modules["comfy_process"] = importlib.util.module_from_spec(LOCATION)
 LOCATION.loader.exec_module(comfy)
 
 
-@pytest.fixture(scope="session")
-def start_host(tmp_path_factory, weights_file):
-    """Starts a server in an empty folder of its own."""
-    source = comfy.find()
-    if source is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_DIR to its folder")
-    servers = []
-
-    def start(**environment):
-        try:
-            servers.append(comfy.Comfy(source, tmp_path_factory.mktemp("comfyui"), environment))
-        except RuntimeError as error:
-            pytest.skip(f"{error} (install ComfyUI's requirements into {sys.executable}'s environment)")
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents and comfy.find() is None:
+            item.add_marker(pytest.mark.skip("set COMFYUI_DIR to the folder of a ComfyUI"))
 
 
 @pytest.fixture(scope="session")
-def host(start_host, pair):
+def host(tmp_path_factory, weights_file, pair):
     """The server of this session, with the demo pair among its input pictures."""
-    server = start_host()
-    for name, picture in zip(("structure.png", "appearance.png"), pair, strict=True):
-        save_picture(picture, server.base / "input" / name)
-    return server
+    try:
+        server = comfy.Comfy(comfy.find(), tmp_path_factory.mktemp("comfyui"))
+    except RuntimeError as error:
+        pytest.skip(f"{error} (install ComfyUI's requirements into {sys.executable}'s environment)")
+    try:
+        for name, picture in zip(("structure.png", "appearance.png"), pair, strict=True):
+            save_picture(picture, server.base / "input" / name)
+        server.install_timm()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def tensor(host):
 
     def make(value, kind="TestImage"):
         name = f"{uuid.uuid4().hex}.pt"  # never one that the host has in its cache
-        torch.save(value, host.base / "custom_nodes" / name)
+        torch.save(value, host.base / "custom_nodes" / "test_nodes" / name)
         return {"class_type": kind, "inputs": {"name": name}}
 
     return make

@@ -18,11 +18,24 @@ def used():
 
 
 @pytest.fixture(scope="module")
-def live(start_host):
-    """Of our own nodes and of ComfyUI's that the workflows use, on a host without any files."""
-    everything = start_host().get("/object_info")
+def live(host):
+    """Of our own nodes and of ComfyUI's that the workflows use, as if the host had no files to choose from."""
+    everything = host.get("/object_info")
+    files = {path.name for folder in ("input", "models") for path in (host.base / folder).rglob("*")}
     kinds = {name for name in everything if name.startswith("Splice")} | used()
-    return {name: {k: v for k, v in everything[name].items() if k not in PLACE} for name in sorted(kinds)}
+    return {
+        name: {key: without(files, value) for key, value in everything[name].items() if key not in PLACE}
+        for name in sorted(kinds)
+    }
+
+
+def without(files, value):
+    """A value of JSON without the choices that are files."""
+    if isinstance(value, dict):
+        return {key: without(files, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without(files, inner) for inner in value if not isinstance(inner, str) or inner not in files]
+    return value
 
 
 def names(live):

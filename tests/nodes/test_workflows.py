@@ -17,7 +17,8 @@ SMALL = {
     "backbone_name": OFFLINE_BACKBONE,
     "ckpt_name": "tiny.safetensors",
     "steps": 2,
-    "size": 112,
+    "warm_steps": 8,
+    "size": 72,
     "width": 128,
     "height": 96,
 }

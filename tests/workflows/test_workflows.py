@@ -2,9 +2,12 @@
 
 import json
 import uuid
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from splice_engine import InstantSettings, InversionSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -113,3 +116,25 @@ def test_every_node_of_ours_has_a_place_a_page_and_a_translation():
     assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ours
     names = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert names.keys() == ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        ("SpliceAppearanceTransfer", Settings),
+        ("SpliceOptimizer", Settings),
+        ("SpliceAblation", Settings),
+        ("SpliceInstantTransfer", InstantSettings),
+        ("SpliceInvertFeatures", InversionSettings),
+    ],
+)
+def test_numbers_of_a_recipe_say_and_take_what_the_engine_does(kind, recipe):
+    known = {field.name: field for field in fields(recipe)}
+    widgets = {name: options for name, type_, options, _ in inputs(kind) if type_ in ("INT", "FLOAT") and name in known}
+    assert len(widgets) >= 3
+    for name, options in widgets.items():
+        assert options["tooltip"].lower().startswith(known[name].metadata["help"].lower())
+        overrides = f"{options['default']:g}: the preset's" in options["tooltip"]
+        assert overrides or options["default"] == known[name].default
+        for value in (options["max"], *(() if overrides else (options["min"], options["default"]))):
+            recipe(**{name: value})  # what the engine refuses is an error here

@@ -1,0 +1,130 @@
+"""ComfyUI's devices and memory: where engine code runs, how backbones get to the device, and lack of memory."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import comfy.model_management as mm
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..splice_engine import Backbone, Generator, Settings, SpliceError
+from ..splice_engine.images import sides
+from ..splice_engine.vit.devices import is_out_of_memory, pick_dtype
+from . import folders
+
+log = logging.getLogger("splice")
+
+GENERATOR_BYTES = 1600
+"""What training the generator takes per pixel of a picture."""
+
+VIT_BYTES = 180
+"""What the ViT takes per token, width and block where gradients flow: the most of ViT-S/14, B/14 and B/8, measured."""
+
+CROP_BYTES = 28
+"""What a cached crop takes per pixel, with all that belongs to it: the mean over both pictures."""
+
+RENDER_BYTES = 400
+"""What rendering takes per pixel."""
+
+LEAST_SIZE = 128
+"""Pixels of the short side below which a run that is out of memory is not shrunk any more."""
+
+NO_MEMORY = "out of memory even in the lightest way: use smaller pictures, a lower `size`, or a smaller backbone"
+
+
+@contextmanager
+def engine_context() -> Iterator[None]:
+    """Where engine code runs: gradients are possible, and a user's mistake is one sentence.
+
+    ComfyUI calls nodes in inference mode, whose tensors can never take part in training, so that whatever enters the
+    engine must be copied, built or moved inside this block.
+
+    Raises:
+        ValueError: In place of the engine's errors, and for lack of memory.
+    """
+    try:
+        with torch.inference_mode(False):
+            yield
+    except SpliceError as error:
+        raise ValueError(f"Splice: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        mm.unload_all_models()
+        raise ValueError(f"Splice: {NO_MEMORY}") from None
+
+
+class BackboneModule(nn.Module):
+    """A backbone as ComfyUI's memory management moves it, with room for the attributes that it sets."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+def load_backbone(name: str, precision: str) -> ModelPatcher:
+    """Loads a backbone for ComfyUI to move; call it inside `engine_context`.
+
+    Args:
+        name: One of `folders.backbone_names`.
+        precision: "auto", "fp32" or "bf16".
+    """
+    device = mm.get_torch_device()
+    source, dtype = folders.backbone_source(name), pick_dtype(precision, device)
+    backbone = Backbone.load(source, dtype=dtype, folders=folders.backbone_folders())
+    return ModelPatcher(BackboneModule(backbone), load_device=device, offload_device=mm.unet_offload_device())
+
+
+def load_to_device(patchers: Sequence[ModelPatcher], memory: float = 0) -> list[Backbone]:
+    """Brings backbones to the device, with so many bytes free beside them; call it inside `engine_context`."""
+    mm.load_models_gpu(list(dict.fromkeys(patchers)), memory_required=memory, force_full_load=True)
+    return [patcher.model.backbone for patcher in patchers]
+
+
+@contextmanager
+def on_device(generator: Generator, memory: float) -> Iterator[torch.device]:
+    """Has a generator on the device, with so many bytes free beside it; use it inside `engine_context`."""
+    device = mm.get_torch_device()
+    mm.free_memory(memory, device)
+    try:
+        generator.to(device)
+        yield device
+    finally:
+        generator.to("cpu")
+
+
+def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Settings) -> int:
+    """About what a step keeps on the device: two outputs of the generator, two passes through each ViT, all crops."""
+    height, width = sides(structure)
+    share = min(1.0, (settings.size or height) / min(height, width))
+    total = (GENERATOR_BYTES + CROP_BYTES * settings.cached_crops) * height * width * share**2
+    for backbone in (patcher.model.backbone for patcher in patchers):
+        pixels = settings.vit_size * min(
+            settings.vit_longest, settings.vit_size * max(height, width) / min(height, width)
+        )
+        depth = 1 if settings.recompute else backbone.depth
+        total += VIT_BYTES * pixels / backbone.patch**2 * backbone.width * depth
+    return int(2 * total)
+
+
+def lighten(settings: Settings, short_side: int) -> Settings:
+    """The next recipe that needs less memory.
+
+    Args:
+        settings: The one that needed too much.
+        short_side: Of the structure picture, in pixels.
+
+    Raises:
+        SpliceError: It is the lightest.
+    """
+    if not settings.recompute:
+        log.warning("Splice: out of memory; starting over with layers computed twice instead of kept")
+        return replace(settings, recompute=True)
+    size = 3 * min(settings.size or short_side, short_side) // 4
+    if size < LEAST_SIZE:
+        raise SpliceError(NO_MEMORY)
+    log.warning("Splice: out of memory; starting over at a short side of %d pixels", size)
+    return replace(settings, size=size)

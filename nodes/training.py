@@ -1,0 +1,93 @@
+"""Whole runs: of one pair, in lighter ways where memory does not suffice, and of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.model_management as mm
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..splice_engine import Generator, Objective, Settings, Term, Transfer
+from ..splice_engine.images import sides
+from ..splice_engine.training.losses import PictureTerm, recipe_terms
+from ..splice_engine.vit.devices import is_out_of_memory
+from .convert import ImagePair, to_image
+from .memory import lighten, load_to_device, step_bytes
+from .progress import Progress, run_with_progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs of a batch left.
+
+    Attributes:
+        image: IMAGE, one picture for each run.
+        generator: That of the last run, on the CPU.
+        losses: Of each run, of each of its steps.
+    """
+
+    image: Tensor
+    generator: Generator
+    losses: list[list[dict[str, float]]]
+
+
+def train(
+    pair: ImagePair,
+    patchers: Sequence[ModelPatcher],
+    settings: Settings,
+    progress: Progress,
+    terms: Sequence[Term] = (),
+    start: Generator | None = None,
+) -> tuple[Transfer, list[dict[str, float]]]:
+    """A whole run, in lighter ways where memory does not suffice; call it inside `engine_context`.
+
+    Args:
+        pair: What it works on.
+        patchers: The backbones that take part, that of the run first.
+        settings: The recipe.
+        progress: The node's.
+        terms: Of an objective that replaces the recipe's own feature terms. Its terms between pixels stay.
+        start: The generator from a copy of which training starts.
+
+    Returns:
+        The run, and the losses of its steps: fewer than planned where it was finished early.
+
+    Raises:
+        SpliceError: The run's own, or not even the lightest way had enough memory.
+    """
+    if terms:
+        terms = [*terms, *(term for term in recipe_terms(settings) if isinstance(term, PictureTerm))]
+    while True:
+        backbone, *_ = load_to_device(patchers, step_bytes(pair.structure, patchers, settings))
+        objective = (
+            Objective(terms, backbone, settings.vit_size, settings.vit_longest, settings.recompute) if terms else None
+        )
+        try:
+            return run_with_progress(
+                Transfer(pair.structure, pair.appearance, backbone, settings, objective, generator=start, **pair.masks),
+                progress,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, past the handler whose traceback holds the run, can its memory be freed.
+        mm.soft_empty_cache()
+        settings = lighten(settings, min(sides(pair.structure)))
+
+
+def run_batch(
+    pairs: Sequence[ImagePair],
+    patchers: Sequence[ModelPatcher],
+    settings: Settings,
+    terms: Sequence[Term] = (),
+    start: Generator | None = None,
+) -> Outcome:
+    """One run for each pair, all from the same start; arguments as for `train`."""
+    results, losses, progress = [], [], Progress(len(pairs) * settings.all_steps)
+    for pair in pairs:
+        run, steps = train(pair, patchers, settings, progress, terms, start)
+        results.append(run.image().cpu())
+        losses.append(steps)
+        generator = run.generator.to("cpu")
+        del run
+    return Outcome(to_image(results), generator, losses)

@@ -1,0 +1,273 @@
+"""The commands that make a picture or measure one: `splice transfer`, `instant`, `apply` and `measure`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..analysis.figures import comparison_strip
+from ..analysis.metrics import measure
+from ..errors import SpliceError
+from ..files import check_place
+from ..images import (
+    check_mask,
+    check_picture,
+    check_writable,
+    from_pil,
+    load_alpha,
+    load_mask,
+    load_picture,
+    save_picture,
+)
+from ..matching.instant import InstantTransfer
+from ..settings import DEFAULT_PRESET, PRESETS, VIT_SIZE, InstantSettings, Settings, preset
+from ..training.generator import Generator
+from ..training.rendering import render
+from ..training.transfer import Transfer
+from ..vit.catalogue import DEFAULT_BACKBONE
+from ..vit.devices import pick_device
+from .common import (
+    Log,
+    add_backbone,
+    add_device,
+    add_dtype,
+    add_output,
+    add_pair,
+    add_quiet,
+    add_settings,
+    check_distinct,
+    iterate_with_bar,
+    load_backbone,
+    parse_count,
+    recipe_options,
+    report_end,
+    save_result,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A pair of pictures with what belongs to them.
+
+    Attributes:
+        structure: `[1, 3, H, W]` in 0..1.
+        appearance: `[1, 3, H', W']` in 0..1.
+        alpha: `[1, 1, H, W]` in 0..1, the transparency that the result shall have.
+        structure_mask: `[1, 1, h, w]` in 0..1, where the picture may change.
+        appearance_mask: `[1, 1, h, w]` in 0..1, where the appearance is taken from.
+    """
+
+    structure: Tensor
+    appearance: Tensor
+    alpha: Tensor | None = None
+    structure_mask: Tensor | None = None
+    appearance_mask: Tensor | None = None
+
+
+def add_transfer(commands: Any) -> None:
+    """Adds `splice transfer`."""
+    parser = commands.add_parser("transfer", help="train on a pair of pictures and write the result")
+    parser.set_defaults(run=run_transfer)
+    _add_inputs(parser)
+    parser.add_argument(
+        "--strip", type=Path, metavar="FILE", help="also write both pictures and the result side by side"
+    )
+    add_training(parser)
+
+
+def run_transfer(options: argparse.Namespace) -> int:
+    """Trains on a pair of pictures."""
+    settings = preset(options.preset, **recipe_options(Settings, options))
+    check_outputs(options, settings)
+    return train(_load_inputs(options), settings, options)
+
+
+def add_instant(commands: Any) -> None:
+    """Adds `splice instant`."""
+    parser = commands.add_parser("instant", help="transfer by semantic matching alone, in seconds and without training")
+    parser.set_defaults(run=run_instant)
+    _add_inputs(parser)
+    add_backbone(parser)
+    add_dtype(parser)
+    add_settings(parser, InstantSettings, "recipe (default in brackets)")
+
+
+def run_instant(options: argparse.Namespace) -> int:
+    """Makes the instant transfer of a pair of pictures."""
+    settings = InstantSettings(**recipe_options(InstantSettings, options))
+    check_writable(options.output, options.overwrite)
+    inputs = _load_inputs(options)
+    instant = InstantTransfer.between(
+        inputs.structure,
+        inputs.appearance,
+        load_backbone(options),
+        settings,
+        inputs.structure_mask,
+        inputs.appearance_mask,
+    )
+    save_picture(instant.image(), options.output, inputs.alpha, overwrite=options.overwrite)
+    print(options.output)
+    return 0
+
+
+def add_apply(commands: Any) -> None:
+    """Adds `splice apply`."""
+    parser = commands.add_parser("apply", help="apply a saved generator to a picture")
+    parser.set_defaults(run=run_apply)
+    parser.add_argument("generator", type=Path, help="file that --save-generator wrote")
+    parser.add_argument("picture", type=Path)
+    add_output(parser)
+    add_device(parser)
+
+
+def run_apply(options: argparse.Namespace) -> int:
+    """Applies a saved generator to a picture."""
+    check_writable(options.output, options.overwrite)
+    picture = check_picture(load_picture(options.picture))
+    device = pick_device(options.device)
+    generator = Generator.load(options.generator, device)
+    result = render(generator, picture.to(device), size=generator.metadata.get("size"))
+    save_picture(result, options.output, overwrite=options.overwrite)
+    print(options.output)
+    return 0
+
+
+def add_measure(commands: Any) -> None:
+    """Adds `splice measure`."""
+    parser = commands.add_parser("measure", help="measure how far a result is from both pictures")
+    parser.set_defaults(run=run_measure, dtype="fp32")
+    for name in ("structure", "appearance", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--layer", type=int, default=-1, metavar="N", help="block of the ViT (default: the deepest)")
+    parser.add_argument(
+        "--size",
+        type=parse_count,
+        default=VIT_SIZE,
+        metavar="N",
+        help="short side in pixels of what the ViT gets (default: %(default)s)",
+    )
+    add_backbone(parser)
+
+
+def run_measure(options: argparse.Namespace) -> int:
+    """Prints the distances of a picture from the two that it was made of."""
+    structure, appearance, output = (
+        check_picture(load_picture(path), str(path)) for path in (options.structure, options.appearance, options.output)
+    )
+    measurement = measure(structure, appearance, output, load_backbone(options), options.layer, options.size)
+    values = dataclasses.asdict(measurement)
+    if options.json:
+        print(json.dumps(values))
+    else:
+        for name, value in values.items():
+            print(f"{name.replace('_', ' '):20} {f'{value:.6g}' if isinstance(value, float) else value}")
+    return 0
+
+
+def add_training(
+    parser: argparse.ArgumentParser, default_backbone: str = DEFAULT_BACKBONE, default_preset: str = DEFAULT_PRESET
+) -> None:
+    """Adds what a training needs beside its pictures, with these defaults."""
+    add_backbone(parser, default_backbone)
+    parser.add_argument("--preset", default=default_preset, choices=PRESETS, help="the recipe (default: %(default)s)")
+    add_dtype(parser)
+    for flag, text in (
+        ("--save-generator", "keep the trained generator, as .safetensors"),
+        ("--start", "train a saved generator further, instead of a warm start"),
+        ("--log", "losses of every step, as lines of JSON"),
+    ):
+        parser.add_argument(flag, type=Path, metavar="FILE", help=text)
+    parser.add_argument("--every", type=parse_count, metavar="N", help="also write the picture every N steps")
+    add_quiet(parser)
+    add_settings(parser, Settings)
+
+
+def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
+    """Checks that all files of a training can be written, and that no two are the same."""
+    pictures = [options.output, *([options.strip] if options.strip else [])]
+    if options.every:
+        steps = range(options.every, settings.all_steps, options.every)
+        pictures += [_number(options.output, step) for step in steps]
+    others = [path for path in (options.save_generator, options.log) if path]
+    for path in pictures:
+        check_writable(path, options.overwrite)
+    for path in others:
+        check_place(path, options.overwrite)
+    check_distinct([*pictures, *others])
+
+
+def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> int:
+    """Trains, and writes all that the options ask for; returns the exit status."""
+    start = Generator.load(options.start) if options.start else None
+    run = Transfer(
+        inputs.structure,
+        inputs.appearance,
+        load_backbone(options),
+        settings,
+        structure_mask=inputs.structure_mask,
+        appearance_mask=inputs.appearance_mask,
+        generator=start,
+    )
+    started = time.monotonic()
+    with closing(Log(options.log)) as log:
+        _take_steps(run, log, started, inputs.alpha, options)
+    result = run.image()
+    path = save_result(result, options.output, inputs.alpha)
+    if options.save_generator:
+        run.generator.save(options.save_generator)
+    if options.strip:
+        row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
+        save_picture(from_pil(comparison_strip(row)), options.strip, overwrite=True)
+    log.check()
+    written = (path, options.strip, options.save_generator, options.log)
+    return report_end(run.step, run.steps, time.monotonic() - started, written)
+
+
+def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace) -> None:
+    """Takes the steps of a run, logs each, and writes the picture every so many."""
+    every = options.every
+    for step in iterate_with_bar(run, options.quiet):
+        log.write({"step": step.index, **step.floats(), "seconds": time.monotonic() - started})
+        if every and run.step % every == 0 and run.step < run.steps:
+            try:
+                save_picture(run.image(), _number(options.output, run.step), alpha, overwrite=True)
+            except SpliceError as error:  # an intermediate picture is not worth the run
+                tqdm.write(f"splice: {error}", file=sys.stderr)
+                every = None
+
+
+def _load_inputs(options: argparse.Namespace) -> Inputs:
+    """Loads the pictures and masks that the options name."""
+    structure_mask, appearance_mask = (
+        None if path is None else check_mask(load_mask(path), f"mask {path}")
+        for path in (options.structure_mask, options.appearance_mask)
+    )
+    return Inputs(
+        check_picture(load_picture(options.structure), "structure picture"),
+        check_picture(load_picture(options.appearance), "appearance picture"),
+        load_alpha(options.structure) if options.keep_alpha else None,
+        structure_mask,
+        appearance_mask,
+    )
+
+
+def _number(path: Path, step: int) -> Path:
+    """The path of the picture after so many steps."""
+    return path.with_stem(f"{path.stem}-{step:05d}")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Adds what `_load_inputs` reads, and the result."""
+    add_pair(parser)
+    add_output(parser)
+    parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")
+    parser.add_argument("--structure-mask", type=Path, metavar="FILE", help="white where the picture may change")
+    parser.add_argument("--appearance-mask", type=Path, metavar="FILE", help="white where the appearance is taken from")

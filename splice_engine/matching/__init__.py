@@ -1,0 +1,1 @@
+"""Which part of one picture belongs to which of another, and the picture painted from it."""

@@ -1,0 +1,251 @@
+"""Semantic correspondence: which patch of one picture matches which of another, by the ViT's features."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images import check_mask, resize, sides
+from ..masks import covered_patches
+from ..vit.backbone import Backbone, Request
+
+MATCH_PATCHES = 28
+"""Patches along a picture's short side for matching."""
+
+MATCH_FACETS = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), Request(-1, "key"))
+"""What is compared: keys of a middle layer distinguish parts, deeper tokens objects and background; both are needed."""
+
+TEMPERATURE = 0.03
+"""Of the softmax over cosines."""
+
+CHUNK_ENTRIES = 2**24
+"""Most similarities in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """A semantic map from the patches of a source picture to those of a target picture.
+
+    Attributes:
+        source: `[N, D]`, descriptors of the source's patches, row by row over its grid.
+        target: `[M, D]`, unit descriptors of the target's.
+        source_grid: (h, w) of the source in patches; N = h·w.
+        target_grid: Likewise of the target.
+        matchable: `[M]` booleans, the target's patches that may be matched; None is all of them.
+    """
+
+    source: Tensor
+    target: Tensor
+    source_grid: tuple[int, int]
+    target_grid: tuple[int, int]
+    matchable: Tensor | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def between(
+        cls,
+        source: Tensor,
+        target: Tensor,
+        backbone: Backbone,
+        short_patches: int = MATCH_PATCHES,
+        requests: Sequence[Request] = MATCH_FACETS,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> "Correspondence":
+        """Extracts descriptors of two pictures, or of what masks cover of them, to match them.
+
+        Args:
+            source: `[1, 3, H, W]` in 0..1.
+            target: Likewise, of any size.
+            backbone: The ViT whose features are compared.
+            short_patches: Patches along each picture's short side; along the long side there are at most twice as many.
+            requests: The facets whose cosine similarities are averaged.
+            source_mask: `[1, 1, H, W]` in 0..1, of any size: the object to match. Patches outside it get a match all
+                the same.
+            target_mask: Likewise: patches that it does not cover are never matched. With both masks, descriptors are
+                centred on the mean of the patches that the mask covers, otherwise on the mean of the whole picture.
+
+        Raises:
+            SpliceError: A mask of the wrong shape or values, or one that selects nothing.
+        """
+        a_size, b_size = (_working_size(picture, backbone, short_patches) for picture in (source, target))
+        a_covered = _cover(source_mask, "source mask", a_size, backbone)
+        b_covered = _cover(target_mask, "target mask", b_size, backbone)
+        both = a_covered is not None and b_covered is not None
+        return cls(
+            _describe(source, backbone, a_size, requests, a_covered if both else None),
+            _describe(target, backbone, b_size, requests, b_covered if both else None),
+            (a_size[0] // backbone.patch, a_size[1] // backbone.patch),
+            (b_size[0] // backbone.patch, b_size[1] // backbone.patch),
+            b_covered,
+        )
+
+    @torch.no_grad()
+    def retarget(
+        self, target: Tensor, backbone: Backbone, short_patches: int, requests: Sequence[Request] = MATCH_FACETS
+    ) -> "Correspondence":
+        """The same source with another target, or with the same one at another size; arguments as for `between`."""
+        size = _working_size(target, backbone, short_patches)
+        descriptors = _describe(target, backbone, size, requests, None)
+        grid = (size[0] // backbone.patch, size[1] // backbone.patch)
+        return Correspondence(self.source, descriptors, self.source_grid, grid)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        painted: Tensor,
+        backbone: Backbone,
+        requests: Sequence[Request] = MATCH_FACETS,
+        mask: Tensor | None = None,
+    ) -> "Correspondence":
+        """The map for the mean of the source's descriptors and those of the source painted with the target's pixels.
+
+        The painted source shares the target's appearance, so that its features distinguish parts which those of the
+        source alone confuse.
+
+        Args:
+            painted: `[1, 3, H, W]` in 0..1, the picture that was painted by this map; of any size.
+            backbone: The ViT, as for `between`.
+            requests: The facets, as for `between`.
+            mask: `[1, 1, H, W]` in 0..1: the source mask of `between`, where there was a target mask too.
+
+        Raises:
+            SpliceError: A mask of the wrong shape or values, or one that selects nothing.
+        """
+        size = (self.source_grid[0] * backbone.patch, self.source_grid[1] * backbone.patch)
+        centre = _cover(mask, "source mask", size, backbone)
+        return replace(self, source=(self.source + _describe(painted, backbone, size, requests, centre)) / 2)
+
+    def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+        """Warps values from the target's grid to the source's: each source patch gets a mean over its matches.
+
+        Args:
+            values: `[1, C, h', w']` on the target's grid.
+            temperature: Of the softmax over the target's patches: the lower, the fewer have a weight.
+
+        Returns:
+            `[1, C, h, w]` on the source's grid.
+        """
+        flat = values.flatten(2)[0].T
+        rows = self.source.split(max(1, CHUNK_ENTRIES // len(self.target)))
+        warped = [self._exclude_unmatchable(part @ self.target.T / temperature).softmax(dim=-1) @ flat for part in rows]
+        return torch.cat(warped).T.reshape(1, -1, *self.source_grid)
+
+    def matches(self, radius: int = 0) -> Tensor:
+        """The best match of each source patch.
+
+        Args:
+            radius: Similarities are averaged with those of the neighbours up to this many patches away, each compared
+                with the same neighbour of the target, so that adjacent patches get adjacent matches.
+
+        Returns:
+            `[2, h, w]` integers: row and column in the target's grid.
+        """
+        best = [self._exclude_unmatchable(volume.flatten(2)).argmax(dim=-1) for _, volume in self._volumes(radius)]
+        index = torch.cat(best)
+        return torch.stack([index // self.target_grid[1], index % self.target_grid[1]])
+
+    def similarity(self, selected: Tensor, radius: int = 0) -> Tensor:
+        """Similarity of each target patch to some patches of the source.
+
+        Args:
+            selected: `[1, 1, h, w]` on the source's grid, the weight of each patch; at least one above 0.
+            radius: As for `matches`; of the target as it is and mirrored the more similar one counts.
+
+        Returns:
+            `[1, 1, h', w']` on the target's grid: weighted means of cosines, about 0 for unrelated places.
+        """
+        weights = selected[0, 0] / selected.sum()
+        occupied = weights.any(dim=1).nonzero()
+        rows_used = range(int(occupied.min()), int(occupied.max()) + 1)
+        similarities = []
+        for mirrored in (False, True):
+            volumes = self._volumes(radius, mirrored, rows_used)
+            parts = [torch.tensordot(weights[rows], part, dims=2) for rows, part in volumes]
+            similarities.append(torch.stack(parts).sum(dim=0))
+        return torch.maximum(*similarities)[None, None]
+
+    def _volumes(
+        self, radius: int, mirrored: bool = False, rows: range | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Similarities averaged over neighbours, `[rows, w, h', w']`, a band of rows of the source at a time.
+
+        Args:
+            radius: As for `matches`.
+            mirrored: Whether the neighbour to the right is compared with the one to the left in the target.
+            rows: The rows of the source that are needed; None is all of them.
+        """
+        height, width = self.source_grid
+        for top, bottom in self._bands(radius, range(height) if rows is None else rows):
+            first, last = max(0, top - radius), min(height, bottom + radius)
+            similarity = self.source[first * width : last * width] @ self.target.T
+            volume = similarity.view(last - first, width, *self.target_grid)
+            volume = volume.flip(-1) if mirrored else volume
+            volume = _diagonal_mean(_diagonal_mean(volume, 0, radius), 1, radius)
+            volume = volume.flip(-1) if mirrored else volume
+            yield slice(top, bottom), volume[top - first : bottom - first]
+
+    def _exclude_unmatchable(self, similarity: Tensor) -> Tensor:
+        """Similarities `[..., M]` with minus infinity for the target patches that may not be matched."""
+        return similarity if self.matchable is None else similarity.masked_fill(~self.matchable, -torch.inf)
+
+    def _bands(self, radius: int, rows: range) -> Iterator[tuple[int, int]]:
+        """First and last + 1 row of each band, so large that its volume has at most `CHUNK_ENTRIES`."""
+        step = max(1, CHUNK_ENTRIES // (self.source_grid[1] * len(self.target)) - 2 * radius)
+        for top in range(rows.start, rows.stop, step):
+            yield top, min(top + step, rows.stop)
+
+
+def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tuple[int, int]:
+    short = short_patches * backbone.patch
+    return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
+
+
+def _cover(mask: Tensor | None, name: str, size: tuple[int, int], backbone: Backbone) -> Tensor | None:
+    return None if mask is None else covered_patches(check_mask(mask, name).to(backbone.device), size, backbone.patch)
+
+
+def _describe(
+    picture: Tensor, backbone: Backbone, size: tuple[int, int], requests: Sequence[Request], centre: Tensor | None
+) -> Tensor:
+    """Descriptors `[N, D]` whose dot products are the means of the requests' cosines.
+
+    Features of the picture and of its mirror image are added: that weakens their dependence on position, and the
+    descriptors of a mirrored picture are the mirrored descriptors.
+
+    Args:
+        picture: `[1, 3, H, W]`.
+        backbone: The ViT.
+        size: (height, width) in pixels of what it gets.
+        requests: The facets.
+        centre: `[N]` booleans, the patches whose mean is subtracted; None is all of them.
+    """
+    picture = resize(picture.to(backbone.device), size)
+    extracted = backbone(torch.cat([picture, picture.flip(-1)]), requests)
+    parts = []
+    for request in requests:
+        tokens = extracted[request][:, backbone.prefix :].unflatten(1, (size[0] // backbone.patch, -1))
+        tokens = (tokens[0] + tokens[1].flip(1)).flatten(0, 1)
+        mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
+        parts.append(F.normalize(tokens - mean, dim=-1))
+    return torch.cat(parts, dim=-1) / len(requests) ** 0.5
+
+
+def _diagonal_mean(volume: Tensor, axis: int, radius: int) -> Tensor:
+    """Mean of `[h, w, h', w']` over equal steps along one axis (0 or 1) of the source and of the target."""
+    if not radius:
+        return volume
+    total, count = torch.zeros_like(volume), torch.zeros_like(volume)
+    for step in range(-radius, radius + 1):
+        here: list[slice] = [slice(None)] * 4
+        there = here.copy()
+        for side in (axis, axis + 2):
+            length = volume.shape[side]
+            here[side] = slice(max(0, -step), length - max(0, step))
+            there[side] = slice(max(0, step), length - max(0, -step))
+        if volume[tuple(here)].numel():
+            total[tuple(here)] += volume[tuple(there)]
+            count[tuple(here)] += 1
+    return total / count

@@ -1,0 +1,1 @@
+"""The paper: losses, generator, and the runs that optimise them."""

@@ -1,0 +1,250 @@
+"""The losses: what the output must share with the structure picture and with the appearance picture.
+
+A step compares pictures by name. With G the generator, a a sample of the structure picture and b one of the appearance
+picture: "output" is G(a), "reconstruction" is G(b), "structure" is a, "appearance" is b, and "matched" is the same crop
+as a of the matched image, which semantic matching paints without training.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SpliceError
+from ..images import resize, sides
+from ..settings import VIT_LONGEST, VIT_SIZE, Settings
+from ..vit.backbone import Backbone, Request
+from ..vit.features import cosine_similarity_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(ABC):
+    """One weighted loss between an output of the generator and its target.
+
+    Attributes:
+        weight: Factor of the loss in the objective's total.
+    """
+
+    weight: float = 1.0
+
+    name: ClassVar[str]
+    output: ClassVar[str]
+    target: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTerm(Term):
+    """A loss between features of one block of a ViT, those of an output and those of its target.
+
+    Attributes:
+        layer: Index of the block, 0 the first, -1 the last.
+        backbone: The ViT of this term; None takes the objective's own.
+        fixed: A descriptor to compare with in place of that of the target picture.
+    """
+
+    layer: int = -1
+    backbone: Backbone | None = None
+    fixed: Tensor | None = None
+
+    facet: ClassVar[str]
+    spatial: ClassVar[bool]
+    """Whether the descriptor belongs to places in the picture, so that a fixed target fits the whole picture alone."""
+
+    @property
+    def request(self) -> Request:
+        """What is read from the ViT for this term."""
+        return Request(self.layer, self.facet)
+
+    def descriptor(self, features: Tensor, backbone: Backbone) -> Tensor:
+        """What is compared, of a tensor of this term's facet."""
+        return features
+
+    def distance(self, output: Tensor, target: Tensor, backbone: Backbone) -> Tensor:
+        """The unweighted loss, a scalar, between two tensors of this term's facet."""
+        with torch.no_grad():
+            target_descriptor = self.descriptor(target, backbone)
+        return F.mse_loss(self.descriptor(output, backbone), target_descriptor)
+
+    def distance_to_fixed(self, output: Tensor, backbone: Backbone) -> Tensor:
+        """The unweighted loss, a scalar, between a tensor of this term's facet and the fixed target.
+
+        Raises:
+            SpliceError: They differ in shape.
+        """
+        assert self.fixed is not None
+        descriptor = self.descriptor(output, backbone)
+        if descriptor.shape != self.fixed.shape:
+            raise SpliceError(
+                f"the fixed target of the {self.name} term has shape {list(self.fixed.shape)}, but {backbone.name} "
+                f"gives {list(descriptor.shape)} for the output: take it from the structure picture, with the "
+                "same backbone and size"
+            )
+        return F.mse_loss(descriptor, self.fixed.to(descriptor))
+
+    def loss(self, backbone: Backbone, output: Tensor, target: Tensor, size: int | None = VIT_SIZE) -> Tensor:
+        """The unweighted loss, a scalar, between two pictures; differentiable in `output`.
+
+        Args:
+            backbone: The ViT, unless the term has its own.
+            output: `[B, 3, H, W]` in 0..1.
+            target: Likewise.
+            size: Short side in pixels of what the ViT gets; None leaves the pictures as they are, to the nearest patch.
+        """
+        backbone = self.backbone or backbone
+        features = backbone(resize(output, vit_input_size(backbone, output, size)), [self.request])
+        with torch.no_grad():
+            targets = backbone(resize(target, vit_input_size(backbone, target, size)), [self.request])
+        return self.distance(features[self.request], targets[self.request], backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTerm(Term):
+    """A loss between the pixels of two pictures of one size."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The unweighted loss, a scalar, between two pictures `[B, 3, H, W]`, weighted by a mask `[1, 1, H, W]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance(FeatureTerm):
+    """Mean squared difference of the [CLS] tokens of G(a) and b (paper, equation 4)."""
+
+    weight: float = 10.0
+    name: ClassVar[str] = "appearance"
+    facet: ClassVar[str] = "cls"
+    spatial: ClassVar[bool] = False
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "appearance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(FeatureTerm):
+    """Mean squared difference of the keys' self-similarities of G(a) and a (paper, equation 5)."""
+
+    name: ClassVar[str] = "structure"
+    facet: ClassVar[str] = "key"
+    spatial: ClassVar[bool] = True
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "structure"
+
+    def descriptor(self, features: Tensor, backbone: Backbone) -> Tensor:
+        if backbone.prefix > 1:  # registers belong to no place in the picture
+            features = torch.cat([features[:, :1], features[:, backbone.prefix :]], dim=1)
+        return cosine_similarity_matrix(features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(FeatureTerm):
+    """Mean squared difference of the keys of G(b) and b (paper, equation 6)."""
+
+    name: ClassVar[str] = "identity"
+    facet: ClassVar[str] = "key"
+    spatial: ClassVar[bool] = True
+    output: ClassVar[str] = "reconstruction"
+    target: ClassVar[str] = "appearance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour(PictureTerm):
+    """Mean squared difference of the low-pass colours of G(a) and of the matched image.
+
+    It holds the output's colours where they belong while the [CLS] token, which knows no place, moves them.
+
+    Attributes:
+        cell: Side of the squares of pixels whose means are compared.
+    """
+
+    cell: int = 16
+    name: ClassVar[str] = "colour"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "matched"
+
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        difference, share = _cell_means(output - target, self.cell, mask)
+        return _mean(difference.square(), share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(PictureTerm):
+    """Mean squared difference of the local contrasts, standard deviations in squares, of G(a) and of the matched image.
+
+    It keeps texture at its strength, which losses between pixels fade wherever they cannot place it.
+
+    Attributes:
+        cell: Side of the squares in pixels.
+    """
+
+    cell: int = 16
+    name: ClassVar[str] = "contrast"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "matched"
+
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        deviations = []
+        for picture in (output, target):
+            mean, share = _cell_means(picture, self.cell, mask)
+            square, _ = _cell_means(picture.square(), self.cell, mask)
+            deviations.append((square - mean.square()).clamp_min(1e-6).sqrt())
+        return _mean((deviations[0] - deviations[1]).square(), share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(PictureTerm):
+    """Mean absolute difference of G(b) and b: the generator keeps B's own colours and texture."""
+
+    name: ClassVar[str] = "reconstruction"
+    output: ClassVar[str] = "reconstruction"
+    target: ClassVar[str] = "appearance"
+
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _mean((output - target).abs(), mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedL1(PictureTerm):
+    """Mean absolute difference of G(a) and the matched image."""
+
+    name: ClassVar[str] = "matched_l1"
+    output: ClassVar[str] = "output"
+    target: ClassVar[str] = "matched"
+
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _mean((output - target).abs(), mask)
+
+
+def recipe_terms(settings: Settings) -> list[Term]:
+    """The losses of a recipe: those with a weight above 0."""
+    terms: tuple[Term, ...] = (
+        Appearance(weight=settings.appearance_weight, layer=settings.layer),
+        Structure(weight=settings.structure_weight, layer=settings.layer),
+        Identity(weight=settings.identity_weight, layer=settings.layer),
+        Colour(weight=settings.colour_weight),
+        Contrast(weight=settings.contrast_weight),
+        MatchedL1(weight=settings.matched_l1_weight),
+        Reconstruction(weight=settings.reconstruction_weight),
+    )
+    return [term for term in terms if term.weight > 0]
+
+
+def _cell_means(values: Tensor, cell: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Means of `[B, C, H, W]` over squares of pixels, and the share of each that a mask `[1, 1, H, W]` covers."""
+    if mask is None:
+        return F.avg_pool2d(values, cell), None
+    share = F.avg_pool2d(mask, cell, ceil_mode=True)  # the mask may lie in the last, incomplete cells
+    return F.avg_pool2d(values * mask, cell, ceil_mode=True) / share.clamp_min(1e-6), share
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of `[B, C, H, W]`, weighted by `[1, 1, H, W]` where that is given."""
+    return values.mean() if weights is None else (values * weights).sum() / weights.expand_as(values).sum()
+
+
+def vit_input_size(
+    backbone: Backbone, picture: Tensor, size: int | None, longest: int | None = VIT_LONGEST
+) -> tuple[int, int]:
+    """The (height, width) at which a ViT gets a picture; `size` None keeps its own, to the nearest patch."""
+    return backbone.grid_size(*sides(picture), short=size, longest=None if size is None else longest)

@@ -1,0 +1,66 @@
+"""What all runs share: a run is an iterator of steps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .objective import Objective, Pictures, Targets
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run. Its numbers are still on the device: reading them as floats waits for it.
+
+    Attributes:
+        index: 0 the first.
+        total: The weighted sum that was minimised, a scalar.
+        losses: The unweighted losses by name; those of the whole structure picture begin with "whole_".
+    """
+
+    index: int
+    total: Tensor
+    losses: dict[str, Tensor]
+
+    def floats(self) -> dict[str, float]:
+        """Total and losses as plain numbers."""
+        return {"total": self.total.item(), **{name: loss.item() for name, loss in self.losses.items()}}
+
+
+def backward(
+    objective: Objective,
+    pictures: Pictures,
+    names: Sequence[str] | None = None,
+    targets: Targets | None = None,
+    weight_scale: Mapping[str, float] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Adds an objective's gradients to those of the weights; returns its total and losses, detached.
+
+    Args:
+        objective: The sum of terms.
+        pictures: What is compared.
+        names: Only these terms.
+        targets: Features of the pictures that outputs are compared with, where they are known already.
+        weight_scale: Further factors of the weights, by the terms' names.
+    """
+    losses = objective.losses(pictures, names, targets)
+    total = objective.total(losses, weight_scale)
+    total.backward()
+    return total.detach(), {name: loss.detach() for name, loss in losses.items()}
+
+
+def make_forward(module: nn.Module, compiled: bool = False, recompute: bool = False) -> Callable[[Tensor], Tensor]:
+    """What applies a module in training.
+
+    Args:
+        module: The network.
+        compiled: By torch.compile, at any size.
+        recompute: Its activations are computed once more in the backward pass instead of kept.
+    """
+    forward: Callable[[Tensor], Tensor] = torch.compile(module, dynamic=True) if compiled else module
+    if not recompute:
+        return forward
+    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)

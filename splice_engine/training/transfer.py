@@ -1,0 +1,300 @@
+"""Semantic appearance transfer: a generator is trained on one pair of pictures (paper, section 3)."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import SpliceError
+from ..images import check_mask, check_picture, resize, short_side_size, sides
+from ..masks import composite
+from ..matching.instant import InstantTransfer
+from ..settings import DEFAULT_PRESET, PRESETS, Settings
+from ..vit.backbone import Backbone
+from ..vit.precision import fast_fp32
+from .crops import CropSampler
+from .generator import Generator
+from .losses import recipe_terms
+from .objective import Objective, Pictures, Targets
+from .pair import Pair, Sample, add_noise_if_flat, to_training_size
+from .rendering import render
+from .run import Step, backward, make_forward
+from .warm_start import WarmStart
+
+
+class Transfer:
+    """A run on one pair: iterate to train, leave the loop to stop, take the picture whenever you like.
+
+        for step in (run := Transfer(structure, appearance, backbone)):
+            print(step.index, step.total.item())
+        result = run.image()
+
+    Leaving the loop loses nothing: `image()` renders what has been learnt, and a new loop goes on from there. The
+    constructor only checks and keeps what it is given; work begins with the first step.
+
+    Args:
+        structure: `[1, 3, H, W]` in 0..1: its structure is kept.
+        appearance: `[1, 3, H', W']` in 0..1: its appearance is transferred. The sizes may differ.
+        backbone: The frozen ViT of the losses and of the matching; the run takes place on its device.
+        settings: The recipe.
+        objective: Replaces the recipe's own terms.
+        structure_mask: `[1, 1, H, W]` in 0..1, of any size: where the picture may change. Of A, the terms compare only
+            what it covers.
+        appearance_mask: Likewise: the part of B that is the appearance.
+        generator: Training starts from a copy of it and of its picture alone, in place of a warm start and residual.
+
+    Attributes:
+        settings: The recipe as it is run.
+        step: Steps taken so far.
+
+    Raises:
+        SpliceError: A picture, a mask or an objective that cannot be worked with.
+    """
+
+    def __init__(
+        self,
+        structure: Tensor,
+        appearance: Tensor,
+        backbone: Backbone,
+        settings: Settings = PRESETS[DEFAULT_PRESET],
+        objective: Objective | None = None,
+        structure_mask: Tensor | None = None,
+        appearance_mask: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        if generator is not None:
+            settings = replace(settings, warm_steps=0, residual=0.0)  # its own picture is where the run begins
+        self.backbone = backbone
+        self.device = backbone.device
+        self.picture = check_picture(structure, "structure picture")
+        self.appearance = check_picture(appearance, "appearance picture")
+        self.mask, self.appearance_mask = (
+            None if mask is None else check_mask(mask, name).to(self.device)
+            for mask, name in ((structure_mask, "structure mask"), (appearance_mask, "appearance mask"))
+        )
+        self.objective = objective or Objective(
+            recipe_terms(settings), backbone, settings.vit_size, settings.vit_longest, settings.recompute
+        )
+        if self.objective.needs_whole_pictures:
+            settings = replace(settings, whole=1.0, flip=0.0)
+        self.settings = settings
+        self._starts_from_noise = generator is None and settings.warm_steps == 0
+        start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
+        self._trained = start.to(self.device)
+        self._trained.metadata.update(size=settings.size, backbone=backbone.name)
+        self._average: AveragedModel | None = None
+        if settings.ema:
+            self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self._average.update_parameters(self._trained)  # the first call copies
+        self._sampler = CropSampler(settings, torch.Generator().manual_seed(settings.seed))
+        self._forward = make_forward(self._trained, settings.compile, settings.recompute)
+        self.step = 0
+
+    @property
+    def generator(self) -> Generator:
+        """The network that makes the picture: the one in training, or its moving average where that is on."""
+        if self._average is None:
+            return self._trained
+        average = self._average.module
+        assert isinstance(average, Generator)
+        return average
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, those of the warm start included."""
+        return self.settings.all_steps
+
+    @property
+    def steps_left(self) -> int:
+        """Steps not taken yet."""
+        return max(0, self.steps - self.step)
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.step < self.steps:
+            phase = self._warm_start if self.step < self.settings.warm_steps else self._splicing
+            with fast_fp32() if self.device.type == "cpu" else nullcontext():
+                total, losses = phase.step()
+            if self._average is not None:
+                self._average.update_parameters(self._trained)
+            self.step += 1
+            yield Step(self.step - 1, total, losses)
+
+    def image(self, size: int | None = None) -> Tensor:
+        """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
+
+        Where the recipe has a share of residual, that is added: what the generator lacked of the matched image when
+        the recipe began. Past the mask and its feather the picture is exactly the structure picture.
+
+        Args:
+            size: Short side in pixels; None renders at the structure picture's full size.
+
+        Returns:
+            `[1, 3, H, W]` in 0..1, on the run's device.
+
+        Raises:
+            SpliceError: The run has diverged, so that there is no picture.
+        """
+        picture = self.picture.to(self.device)
+        if size is not None:
+            picture = resize(picture, short_side_size(*sides(picture), size))
+        given = add_noise_if_flat(picture)
+        result = render(self.generator, given, size=self.settings.size)
+        if not torch.isfinite(result).all():
+            raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
+        if self.settings.residual and self.step > self.settings.warm_steps:
+            lacking = self.instant.painted(size).sub_(render(self._reference, given, size=self.settings.size))
+            result = result.add_(lacking, alpha=self.settings.residual).clamp_(0, 1)
+        if self.mask is None:
+            return result
+        scale = min(sides(picture)) / min(sides(self.picture))
+        return composite(picture, result, self.mask, self.settings.feather * scale)
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The pictures and masks at training size."""
+        structure, appearance = (
+            to_training_size(picture, self.settings.size).to(self.device) for picture in (self.picture, self.appearance)
+        )
+        needs_matched = (
+            self.settings.warm_steps
+            or self.settings.residual
+            or any(term.target == "matched" for term in self.objective.terms.values())
+        )
+        at = sides(structure)
+        return Pair(
+            structure,
+            appearance,
+            resize(self.instant.painted(min(at)), at) if needs_matched else None,
+            None if self.mask is None else resize(self.mask, at),
+            None if self.appearance_mask is None else resize(self.appearance_mask, sides(appearance)),
+        )
+
+    @cached_property
+    def instant(self) -> InstantTransfer:
+        """The instant transfer, whose picture is the matched image."""
+        return InstantTransfer.between(
+            self.picture, self.appearance, self.backbone, self.settings, self.mask, self.appearance_mask
+        )
+
+    @cached_property
+    def _reference(self) -> Generator:
+        """The generator as the recipe finds it."""
+        return copy.deepcopy(self._trained)
+
+    @cached_property
+    def _warm_start(self) -> WarmStart:
+        return WarmStart(self._trained, self._forward, self.pair, self._sampler, self.objective.backbone, self.settings)
+
+    @cached_property
+    def _splicing(self) -> "Splicing":
+        residual = None
+        if self.settings.residual:
+            assert self.pair.matched is not None
+            with torch.no_grad():
+                residual = self.settings.residual * (self.pair.matched - self._reference(self.pair.structure))
+        return Splicing(
+            self._trained,
+            self._forward,
+            self.objective,
+            self.pair,
+            self._sampler,
+            self.settings,
+            residual,
+            appearance_first=self._starts_from_noise,
+        )
+
+
+class Splicing:
+    """The training proper (paper, section 3): samples of the pair, painted, compared by the objective's terms.
+
+    Args:
+        generator: Whose weights are trained.
+        forward: Applies it.
+        objective: The terms.
+        pair: The pictures at training size.
+        sampler: Draws samples of them.
+        settings: The recipe.
+        residual: `[1, 3, H, W]`, added to the output for the structure picture, or None.
+        appearance_first: The first step has the appearance term alone, as the paper begins.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        forward: Callable[[Tensor], Tensor],
+        objective: Objective,
+        pair: Pair,
+        sampler: CropSampler,
+        settings: Settings,
+        residual: Tensor | None,
+        appearance_first: bool,
+    ) -> None:
+        self.forward, self.objective, self.pair, self.sampler = forward, objective, pair, sampler
+        self.settings, self.residual, self.index = settings, residual, 0
+        self.appearance_first = appearance_first and "appearance" in objective.terms
+        terms = objective.terms.values()
+        self.identity_only = all(term.output == "reconstruction" for term in terms)
+        self.compares_whole = any(term.output == "output" and term.target != "matched" for term in terms)
+        self.optimizer = torch.optim.Adam(
+            generator.parameters(), settings.learning_rate, betas=(settings.beta1, settings.beta2)
+        )
+        self.decay = torch.optim.lr_scheduler.LinearLR(
+            self.optimizer, 1.0, settings.learning_rate_end, total_iters=settings.steps - 1
+        )
+
+    def step(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step: its total, and the unweighted losses by name."""
+        settings, index = self.settings, self.index
+        first = index == 0 and self.appearance_first
+        names = ["appearance"] if first else None
+        a, b = self.sampler.structure(self.pair, self.residual), self.sampler.appearance(self.pair)
+        output = self.paint(a)
+        with_identity = not first and (self.identity_only or index % settings.identity_every == 0)
+        reconstruction = self.forward(b.picture) if with_identity else None
+        targets = self.extract_targets(a, b, names)
+        pictures = Pictures(output, a.picture, a.target, b.picture, reconstruction, a.mask, b.mask)
+        self.optimizer.zero_grad(set_to_none=True)
+        colour = 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)
+        total, losses = backward(self.objective, pictures, names, targets, {"colour": colour})
+        if self.compares_whole and settings.whole_every and index % settings.whole_every == 0:
+            # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
+            whole = Sample(self.pair.structure, residual=self.residual, mask=self.pair.structure_mask)
+            pictures = Pictures(
+                self.paint(whole),
+                whole.picture,
+                appearance=b.picture,
+                structure_mask=whole.mask,
+                appearance_mask=b.mask,
+            )
+            whole_total, whole_losses = backward(self.objective, pictures, names)
+            total = total + whole_total
+            losses.update({f"whole_{name}": loss for name, loss in whole_losses.items()})
+        self.optimizer.step()
+        self.decay.step()
+        self.index += 1
+        return total, losses
+
+    def paint(self, sample: Sample) -> Tensor:
+        """The generator's output for a sample of the structure picture, with the residual added."""
+        output = self.forward(sample.picture)
+        return output if sample.residual is None else (output + sample.residual).clamp(0, 1)
+
+    def extract_targets(self, a: Sample, b: Sample, names: Sequence[str] | None) -> Targets:
+        """Features that the outputs are compared with; a cached crop keeps its own, and both share one pass."""
+        new_a, new_b = (None if sample.features else sample for sample in (a, b))
+        pictures = Pictures(
+            structure=new_a.picture if new_a else None,
+            appearance=new_b.picture if new_b else None,
+            structure_mask=a.mask,
+            appearance_mask=b.mask,
+        )
+        features = self.objective.targets(pictures, None if self.settings.cached_crops else names)
+        for sample, name in ((new_a, "structure"), (new_b, "appearance")):
+            if sample is not None:
+                sample.features = {key: value for key, value in features.items() if key[0] == name}
+        return {**a.features, **b.features}

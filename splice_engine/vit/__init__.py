@@ -1,0 +1,1 @@
+"""Frozen DINO vision transformers: catalogue, weights, one truncated forward pass, features."""

@@ -1,0 +1,92 @@
+"""Features that a backbone extracts from pictures: self-similarity and blends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SpliceError
+
+FACETS = ("token", "key", "query", "value")
+"""What is extracted per token: the block's output, or one of the three projections of its attention."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a batch of pictures from one block.
+
+    Attributes:
+        cls: `[B, D]`, the [CLS] token as the block's output, before the final norm.
+        tokens: `[B, N, D]`, the chosen facet of the patch tokens, row by row over the grid; heads concatenated.
+        prefix: `[B, P, D]`, the same facet of the tokens before the patches: [CLS] first, then any registers.
+        grid: (h, w) in patches; N = h·w.
+        layer: Index of the block, 0 the first.
+        facet: One of `FACETS`.
+    """
+
+    cls: Tensor
+    tokens: Tensor
+    prefix: Tensor
+    grid: tuple[int, int]
+    layer: int
+    facet: str
+
+
+def cosine_similarity_matrix(x: Tensor) -> Tensor:
+    """Cosine similarity of all pairs of tokens: `[B, T, D]` to `[B, T, T]`."""
+    unit = F.normalize(x, dim=-1, eps=1e-8)
+    return unit @ unit.transpose(-2, -1)
+
+
+def self_similarity(features: Features) -> Tensor:
+    """Cosine similarity of all pairs among the [CLS] token and the patches (paper, section 3).
+
+    Args:
+        features: Of `facet` "key" for the paper's descriptor. Registers are left out.
+
+    Returns:
+        `[B, 1+N, 1+N]`, cosines.
+
+    Raises:
+        SpliceError: The features are a blend of pictures whose grids differ, so that there are no patches.
+    """
+    if not features.tokens.shape[1]:
+        raise SpliceError(
+            "these features blend pictures of different shapes and hold no patches: crop them to one shape"
+        )
+    return cosine_similarity_matrix(torch.cat([features.prefix[:, :1], features.tokens], dim=1))
+
+
+def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:
+    """The weighted mean of several pictures' features, such as an appearance between two others.
+
+    Args:
+        features: Of one layer and facet of one ViT, with equal batch sizes.
+        weights: One for each, at least 0; they are normalised to a sum of 1.
+
+    Returns:
+        Their mean. Where their grids differ no patch has a counterpart: `tokens` is then `[B, 0, D]` and `grid` (0, 0).
+
+    Raises:
+        SpliceError: Features that cannot be blended, or no weight above 0.
+    """
+    first = features[0]
+    if any((f.layer, f.facet, f.prefix.shape) != (first.layer, first.facet, first.prefix.shape) for f in features):
+        raise SpliceError("only features of one backbone, layer, facet and number of pictures can be blended")
+    if min(weights) < 0 or not sum(weights) > 0:
+        raise SpliceError("weights of a blend must be at least 0, and one of them above 0")
+    shares = [weight / sum(weights) for weight in weights]
+
+    def mean(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(dim=0)
+
+    same = all(f.grid == first.grid for f in features)
+    return replace(
+        first,
+        cls=mean([f.cls for f in features]),
+        tokens=mean([f.tokens for f in features]) if same else first.tokens[:, :0],
+        prefix=mean([f.prefix for f in features]),
+        grid=first.grid if same else (0, 0),
+    )

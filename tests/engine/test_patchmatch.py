@@ -1,0 +1,80 @@
+"""Painting a picture with the patches of another."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from splice_engine.images import sides
+from splice_engine.matching.patchmatch import synthesise
+
+
+@pytest.fixture
+def exemplar():
+    """Smooth in some places and busy in others, and not square."""
+    rng = torch.Generator().manual_seed(0)
+    picture = torch.rand(1, 3, 40, 56, generator=rng)
+    picture[..., :28] = torch.linspace(0, 1, 28)
+    return picture
+
+
+def position(size):
+    """Descriptors by which each place is most like the same place."""
+    axes = torch.meshgrid(*(torch.linspace(0, 4, n) for n in size), indexing="ij")
+    return torch.stack(axes)[None]
+
+
+def test_a_picture_is_its_own_best_exemplar(exemplar):
+    guide = position(sides(exemplar))
+    painted = synthesise(exemplar, guide, guide, torch.zeros(2, 5, 7))
+    assert (painted - exemplar).abs().mean() < 0.02
+
+
+def test_places_are_found_from_afar(exemplar):
+    """The guide is mirrored, the start is not."""
+    guide = position(sides(exemplar))
+    painted = synthesise(exemplar, guide.flip(-1), guide, torch.zeros(2, 5, 7))
+    near, mirrored, plain = (
+        F.avg_pool2d(x, 8) for x in (painted, exemplar.flip(-1), exemplar)
+    )  # noise has no mirror image
+    assert (near - mirrored).abs().mean() < 0.3 * (plain - mirrored).abs().mean()
+
+
+def test_size_is_that_of_the_guide(exemplar):
+    painted = synthesise(exemplar, position((33, 47)), position(sides(exemplar)), torch.zeros(2, 3, 4))
+    assert painted.shape == (1, 3, 33, 47)
+    assert painted.min() >= 0
+    assert painted.max() <= 1
+
+
+def test_costly_places_are_left_out():
+    """Of two halves, one red and one blue, the guide asks for both alike."""
+    exemplar = torch.zeros(1, 3, 40, 40)
+    exemplar[:, 0, :, :20], exemplar[:, 2, :, 20:] = 1, 1
+    flat = torch.zeros(1, 1, 40, 40)
+    cost = torch.zeros_like(flat)
+    cost[..., :20] = 4
+    start = torch.zeros(2, 4, 4)
+    free = synthesise(exemplar, flat, flat, start)
+    bound = synthesise(exemplar, flat, flat, start, cost)
+    assert free[:, 0].mean() > 0.3
+    assert bound[:, 0].mean() < 0.1
+
+
+def test_no_patch_is_spread_over_everything(exemplar):
+    """Nothing speaks for any place, and all begin at one: without a price on use the smooth part would win."""
+    flat = torch.zeros(1, 1, *sides(exemplar))
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(56), indexing="ij")
+    painted = synthesise(exemplar, flat, flat, torch.stack([-rows, -columns]))
+    assert painted.std() > 0.5 * exemplar.std()
+
+
+def test_the_rng_is_its_own(exemplar):
+    """The same picture each time, and the caller's random numbers are left alone."""
+    guide = position(sides(exemplar))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = synthesise(exemplar, guide.flip(-1), guide, torch.zeros(2, 5, 7))
+    assert torch.rand(1) == expected
+    torch.manual_seed(4)
+    assert torch.equal(synthesise(exemplar, guide.flip(-1), guide, torch.zeros(2, 5, 7)), first)
