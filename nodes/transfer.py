@@ -147,6 +147,7 @@ class InstantTransfer(io.ComfyNode):
                 feather_widget(),
                 *mask_inputs(),
                 setting_widget("match_passes", engine.InstantSettings, optional=True),
+                setting_widget("density", engine.InstantSettings, optional=True),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The structure picture in the colours and texture of the other.")

@@ -23,6 +23,7 @@ from .training.run import Step
 from .training.transfer import Transfer
 from .vit.backbone import Backbone, Request
 from .vit.catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
+from .vit.dense import dense_features
 from .vit.features import Features, blend, self_similarity
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "ablation",
     "attention_map",
     "blend",
+    "dense_features",
     "inversion_preset",
     "load_mask",
     "load_picture",

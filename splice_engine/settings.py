@@ -67,13 +67,16 @@ class InstantSettings(Recipe):
     """Numbers of the instant transfer, which also makes the matched image that training is drawn to."""
 
     match_passes: int = _setting(
-        2, "times the pair is matched: from the second pass on, the painted picture is matched too", low=1, high=8
+        1, "times the pair is matched: from the second pass on, the painted picture is matched too", low=1, high=8
     )
     texture: float = _setting(
-        0.8, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
+        1.0, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
     )
     feather: float = _setting(
         FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
+    )
+    density: int = _setting(
+        2, "descriptors per patch and axis in matching: 2 finds smaller parts, 1 takes half the time", low=1, high=4
     )
 
 

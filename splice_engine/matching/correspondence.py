@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import check_mask, resize, sides
-from ..masks import covered_patches
+from ..masks import covered
 from ..vit.backbone import Backbone, Request
+from ..vit.dense import extract_dense
 
 MATCH_PATCHES = 28
 """Patches along a picture's short side for matching."""
@@ -29,11 +30,12 @@ class Correspondence:
     """A semantic map from the patches of a source picture to those of a target picture.
 
     Attributes:
-        source: `[N, D]`, descriptors of the source's patches, row by row over its grid.
+        source: `[N, D]`, descriptors of the source's cells, row by row over its grid.
         target: `[M, D]`, unit descriptors of the target's.
-        source_grid: (h, w) of the source in patches; N = h·w.
+        source_grid: (h, w) of the source in cells; N = h·w.
         target_grid: Likewise of the target.
-        matchable: `[M]` booleans, the target's patches that may be matched; None is all of them.
+        matchable: `[M]` booleans, the target's cells that may be matched; None is all of them.
+        density: Cells per patch and axis.
     """
 
     source: Tensor
@@ -41,6 +43,7 @@ class Correspondence:
     source_grid: tuple[int, int]
     target_grid: tuple[int, int]
     matchable: Tensor | None = None
+    density: int = 1
 
     @classmethod
     @torch.no_grad()
@@ -53,6 +56,7 @@ class Correspondence:
         requests: Sequence[Request] = MATCH_FACETS,
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
+        density: int = 1,
     ) -> "Correspondence":
         """Extracts descriptors of two pictures, or of what masks cover of them, to match them.
 
@@ -66,20 +70,27 @@ class Correspondence:
                 the same.
             target_mask: Likewise: patches that it does not cover are never matched. With both masks, descriptors are
                 centred on the mean of the patches that the mask covers, otherwise on the mean of the whole picture.
+            density: Cells per patch and axis, 1, 2 or 4. The source's descriptors are extracted on a grid so much
+                finer at the same scale, in which parts as small as a patch are seen; the target's are interpolated.
+                The time grows with its square.
 
         Raises:
-            SpliceError: A mask of the wrong shape or values, or one that selects nothing.
+            SpliceError: Unknown density, a mask of the wrong shape or values, or one that selects nothing.
         """
         a_size, b_size = (_working_size(picture, backbone, short_patches) for picture in (source, target))
-        a_covered = _cover(source_mask, "source mask", a_size, backbone)
-        b_covered = _cover(target_mask, "target mask", b_size, backbone)
+        a_grid, b_grid = (
+            (size[0] // backbone.patch * density, size[1] // backbone.patch * density) for size in (a_size, b_size)
+        )
+        a_covered = _cover(source_mask, "source mask", a_size, a_grid, backbone)
+        b_covered = _cover(target_mask, "target mask", b_size, b_grid, backbone)
         both = a_covered is not None and b_covered is not None
         return cls(
-            _describe(source, backbone, a_size, requests, a_covered if both else None),
-            _describe(target, backbone, b_size, requests, b_covered if both else None),
-            (a_size[0] // backbone.patch, a_size[1] // backbone.patch),
-            (b_size[0] // backbone.patch, b_size[1] // backbone.patch),
+            _describe(source, backbone, a_size, a_grid, requests, a_covered if both else None, density),
+            _describe(target, backbone, b_size, b_grid, requests, b_covered if both else None),
+            a_grid,
+            b_grid,
             b_covered,
+            density,
         )
 
     @torch.no_grad()
@@ -88,9 +99,9 @@ class Correspondence:
     ) -> "Correspondence":
         """The same source with another target, or with the same one at another size; arguments as for `between`."""
         size = _working_size(target, backbone, short_patches)
-        descriptors = _describe(target, backbone, size, requests, None)
-        grid = (size[0] // backbone.patch, size[1] // backbone.patch)
-        return Correspondence(self.source, descriptors, self.source_grid, grid)
+        grid = (size[0] // backbone.patch * self.density, size[1] // backbone.patch * self.density)
+        descriptors = _describe(target, backbone, size, grid, requests, None)
+        return Correspondence(self.source, descriptors, self.source_grid, grid, density=self.density)
 
     @torch.no_grad()
     def refine(
@@ -114,9 +125,11 @@ class Correspondence:
         Raises:
             SpliceError: A mask of the wrong shape or values, or one that selects nothing.
         """
-        size = (self.source_grid[0] * backbone.patch, self.source_grid[1] * backbone.patch)
-        centre = _cover(mask, "source mask", size, backbone)
-        return replace(self, source=(self.source + _describe(painted, backbone, size, requests, centre)) / 2)
+        patches = (self.source_grid[0] // self.density, self.source_grid[1] // self.density)
+        size = (patches[0] * backbone.patch, patches[1] * backbone.patch)
+        centre = _cover(mask, "source mask", size, self.source_grid, backbone)
+        descriptors = _describe(painted, backbone, size, self.source_grid, requests, centre, self.density)
+        return replace(self, source=(self.source + descriptors) / 2)
 
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """Warps values from the target's grid to the source's: each source patch gets a mean over its matches.
@@ -133,19 +146,32 @@ class Correspondence:
         warped = [self._exclude_unmatchable(part @ self.target.T / temperature).softmax(dim=-1) @ flat for part in rows]
         return torch.cat(warped).T.reshape(1, -1, *self.source_grid)
 
-    def matches(self, radius: int = 0) -> Tensor:
-        """The best match of each source patch.
+    def matches(self, radius: int = 0, mirror: bool = False) -> Tensor:
+        """The best match of each source cell.
 
         Args:
             radius: Similarities are averaged with those of the neighbours up to this many patches away, each compared
-                with the same neighbour of the target, so that adjacent patches get adjacent matches.
+                with the same neighbour of the target, so that adjacent cells get adjacent matches.
+            mirror: The target's mirror image stands to the right of the target, and may be matched too: a head that
+                faces the other way finds its parts in their order.
 
         Returns:
-            `[2, h, w]` integers: row and column in the target's grid.
+            `[2, h, w]` integers: row and column in the target's grid, columns from its width on in the mirror image.
         """
-        best = [self._exclude_unmatchable(volume.flatten(2)).argmax(dim=-1) for _, volume in self._volumes(radius)]
-        index = torch.cat(best)
-        return torch.stack([index // self.target_grid[1], index % self.target_grid[1]])
+        width = self.target_grid[1]
+        similarity, index = self._best(radius)
+        row, column = index // width, index % width
+        if mirror:
+            mirrored_similarity, index = self._best(radius, mirrored=True)
+            better = mirrored_similarity > similarity
+            row = torch.where(better, index // width, row)
+            column = torch.where(better, 2 * width - 1 - index % width, column)
+        return torch.stack([row, column])
+
+    def _best(self, radius: int, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+        """Highest similarity of each source cell and the flat index of the target's cell, `[h, w]` each."""
+        found = [self._exclude_unmatchable(v.flatten(2)).max(dim=-1) for _, v in self._volumes(radius, mirrored)]
+        return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
     def similarity(self, selected: Tensor, radius: int = 0) -> Tensor:
         """Similarity of each target patch to some patches of the source.
@@ -178,12 +204,14 @@ class Correspondence:
             rows: The rows of the source that are needed; None is all of them.
         """
         height, width = self.source_grid
-        for top, bottom in self._bands(radius, range(height) if rows is None else rows):
-            first, last = max(0, top - radius), min(height, bottom + radius)
+        reach = radius * self.density
+        for top, bottom in self._bands(reach, range(height) if rows is None else rows):
+            first, last = max(0, top - reach), min(height, bottom + reach)
             similarity = self.source[first * width : last * width] @ self.target.T
             volume = similarity.view(last - first, width, *self.target_grid)
             volume = volume.flip(-1) if mirrored else volume
-            volume = _diagonal_mean(_diagonal_mean(volume, 0, radius), 1, radius)
+            for axis in (0, 1):
+                volume = _diagonal_mean(volume, axis, radius, self.density)
             volume = volume.flip(-1) if mirrored else volume
             yield slice(top, bottom), volume[top - first : bottom - first]
 
@@ -191,9 +219,9 @@ class Correspondence:
         """Similarities `[..., M]` with minus infinity for the target patches that may not be matched."""
         return similarity if self.matchable is None else similarity.masked_fill(~self.matchable, -torch.inf)
 
-    def _bands(self, radius: int, rows: range) -> Iterator[tuple[int, int]]:
+    def _bands(self, reach: int, rows: range) -> Iterator[tuple[int, int]]:
         """First and last + 1 row of each band, so large that its volume has at most `CHUNK_ENTRIES`."""
-        step = max(1, CHUNK_ENTRIES // (self.source_grid[1] * len(self.target)) - 2 * radius)
+        step = max(1, CHUNK_ENTRIES // (self.source_grid[1] * len(self.target)) - 2 * reach)
         for top in range(rows.start, rows.stop, step):
             yield top, min(top + step, rows.stop)
 
@@ -203,12 +231,24 @@ def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tu
     return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
 
 
-def _cover(mask: Tensor | None, name: str, size: tuple[int, int], backbone: Backbone) -> Tensor | None:
-    return None if mask is None else covered_patches(check_mask(mask, name).to(backbone.device), size, backbone.patch)
+def _cover(
+    mask: Tensor | None, name: str, size: tuple[int, int], grid: tuple[int, int], backbone: Backbone
+) -> Tensor | None:
+    """The cells of a grid over a picture of some size that its mask covers, `[h·w]` booleans; None without a mask."""
+    if mask is None:
+        return None
+    mask = resize(check_mask(mask, name).to(backbone.device), size)
+    return covered(F.interpolate(mask, grid, mode="area")).flatten()
 
 
 def _describe(
-    picture: Tensor, backbone: Backbone, size: tuple[int, int], requests: Sequence[Request], centre: Tensor | None
+    picture: Tensor,
+    backbone: Backbone,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    requests: Sequence[Request],
+    centre: Tensor | None,
+    density: int = 1,
 ) -> Tensor:
     """Descriptors `[N, D]` whose dot products are the means of the requests' cosines.
 
@@ -219,26 +259,30 @@ def _describe(
         picture: `[1, 3, H, W]`.
         backbone: The ViT.
         size: (height, width) in pixels of what it gets.
+        grid: (height, width) in cells.
         requests: The facets.
-        centre: `[N]` booleans, the patches whose mean is subtracted; None is all of them.
+        centre: `[N]` booleans, the cells whose mean is subtracted; None is all of them.
+        density: Features that are extracted per patch and axis; they are interpolated to the grid.
     """
     picture = resize(picture.to(backbone.device), size)
-    extracted = backbone(torch.cat([picture, picture.flip(-1)]), requests)
+    extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density)
     parts = []
     for request in requests:
-        tokens = extracted[request][:, backbone.prefix :].unflatten(1, (size[0] // backbone.patch, -1))
-        tokens = (tokens[0] + tokens[1].flip(1)).flatten(0, 1)
+        features = (extracted[request][0] + extracted[request][1].flip(1)).movedim(-1, 0)[None]
+        if sides(features) != grid:
+            features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
+        tokens = features[0].flatten(1).T
         mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
         parts.append(F.normalize(tokens - mean, dim=-1))
     return torch.cat(parts, dim=-1) / len(requests) ** 0.5
 
 
-def _diagonal_mean(volume: Tensor, axis: int, radius: int) -> Tensor:
-    """Mean of `[h, w, h', w']` over equal steps along one axis (0 or 1) of the source and of the target."""
+def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int) -> Tensor:
+    """Mean of `[h, w, h', w']` over `radius` equal steps of a stride along one axis of source and target, both ways."""
     if not radius:
         return volume
     total, count = torch.zeros_like(volume), torch.zeros_like(volume)
-    for step in range(-radius, radius + 1):
+    for step in range(-radius * stride, radius * stride + 1, stride):
         here: list[slice] = [slice(None)] * 4
         there = here.copy()
         for side in (axis, axis + 2):

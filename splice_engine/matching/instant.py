@@ -11,8 +11,8 @@ from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import MATCH_PATCHES, Correspondence
-from .filters import guided_filter, local_contrast, pull_push_fill, to_grey
-from .patchmatch import synthesise
+from .filters import box_mean, guided_filter, local_contrast, pull_push_fill, to_grey
+from .patchmatch import find_offsets, paint
 
 COHERENCE = 2
 """Neighbours this many patches away vote on a match."""
@@ -20,11 +20,12 @@ COHERENCE = 2
 PATCH_PIXELS = 16
 """Pixels per patch of the working size, whatever the ViT's own patch."""
 
-FIELD_SCALE = 4
-"""Pixels of the working size per cell of the refined field of descriptors."""
+FIELD_SCALE = 2
+"""Pixels of the search per cell of the refined field of descriptors."""
 
-SYNTHESIS_SCALE = 2
-"""Pixels of the working size per pixel that is painted with B's."""
+SEARCH_SCALE = 2
+"""Pixels of the working size per pixel of the search. What it finds copies whole patches of B, at any size; a search
+for each pixel of the working size would tear them apart."""
 
 CONTRAST_WEIGHT = 0.05
 """Weight of the local contrast beside the descriptors in the guide of that painting."""
@@ -37,6 +38,12 @@ FIELD_DIMENSIONS = 24
 
 COLOUR_RADIUS, COLOUR_VARIANCE = 10, 1e-3
 """Guided filter that fits B's colours to A's edges: pixels of the working size, and the variance of an edge."""
+
+CONTRAST_RADIUS = 8
+"""Pixels of the working size around a place over which the contrast of texture and detail is taken."""
+
+FAINT = 4e-4
+"""Variance that is not told from none: a contrast of 0.02."""
 
 DETAIL_VARIANCE = 1e-2
 """Variance above which A's own edges count as shape, which the colours carry, and not as detail."""
@@ -55,7 +62,9 @@ class InstantTransfer:
         offset: `[1, 3, h, w]`: colour = gain · grey(A) + offset, at the working size, locally linear in A's edges.
         own_gain: `[1, 1, h, w]` and
         own_offset: `[1, 1, h, w]`: the same fit of A's own grey; what exceeds it is A's detail.
-        texture: `[1, 3, h, w]`, what of B's pixels those colours do not hold.
+        exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
+        offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
+        exemplar_size: (height, width) of B where the offsets are pixels.
         settings: Share of texture and feather.
         mask: `[1, 1, H', W']` in 0..1, where A is to change; None is everywhere.
     """
@@ -65,7 +74,9 @@ class InstantTransfer:
     offset: Tensor
     own_gain: Tensor
     own_offset: Tensor
-    texture: Tensor
+    exemplar: Tensor
+    offsets: Tensor
+    exemplar_size: tuple[int, int]
     settings: InstantSettings
     mask: Tensor | None = None
 
@@ -103,7 +114,13 @@ class InstantTransfer:
         if appearance_mask is not None:
             appearance_mask = check_mask(appearance_mask, "appearance mask").to(backbone.device)
         match = Correspondence.between(
-            structure, appearance, backbone, short_patches, source_mask=structure_mask, target_mask=appearance_mask
+            structure,
+            appearance,
+            backbone,
+            short_patches,
+            source_mask=structure_mask,
+            target_mask=appearance_mask,
+            density=settings.density,
         )
         result = cls._from_match(match, structure, appearance, settings, structure_mask, appearance_mask)
         for _ in range(settings.match_passes - 1):
@@ -122,17 +139,33 @@ class InstantTransfer:
         structure_mask: Tensor | None,
         appearance_mask: Tensor | None,
     ) -> "InstantTransfer":
+        cell = PATCH_PIXELS // match.density
         a, b = (
-            resize(picture, (grid[0] * PATCH_PIXELS, grid[1] * PATCH_PIXELS))
+            resize(picture, (grid[0] * cell, grid[1] * cell))
             for picture, grid in ((structure, match.source_grid), (appearance, match.target_grid))
         )
-        region = None if appearance_mask is None else resize(appearance_mask, sides(b))
-        painted = resize(_paint(match, a, b, region), sides(a))
+        exemplar, cost = appearance, None
+        if appearance_mask is not None:
+            exemplar = pull_push_fill(appearance, resize(appearance_mask, sides(appearance)))
+            cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
+            b = resize(exemplar, sides(b))
+        offsets, exemplar_size = _find_offsets(match, a, b, cost)
+        painted = paint(_with_mirror_image(b), offsets, sides(a))
         grey = to_grey(a)
         gain, offset = guided_filter(grey, painted, COLOUR_RADIUS, COLOUR_VARIANCE)
         own_gain, own_offset = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
-        texture = painted - gain * grey - offset
-        return cls(structure, gain, offset, own_gain, own_offset, texture, settings, structure_mask)
+        return cls(
+            structure,
+            gain,
+            offset,
+            own_gain,
+            own_offset,
+            exemplar,
+            offsets,
+            exemplar_size,
+            settings,
+            structure_mask,
+        )
 
     @torch.no_grad()
     def image(self, size: int | None = None) -> Tensor:
@@ -158,7 +191,21 @@ class InstantTransfer:
         grey, at = to_grey(picture), sides(picture)
         detail = grey - resize(self.own_gain, at) * grey - resize(self.own_offset, at)
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
-        return (colours + detail + self.settings.texture * resize(self.texture, at)).clamp(0, 1)
+        texture = self._paint_with_exemplar(at) - colours
+        share = self.settings.texture
+        mixed = share * texture + detail
+        # Both together would have more contrast than B: they get that of the texture, or of the detail without it.
+        radius = round(CONTRAST_RADIUS * min(at) / min(sides(self.gain)))
+        wanted = share * _energy(to_grey(texture), radius) + (1 - share) * _energy(detail, radius)
+        strength = ((wanted + FAINT) / (_energy(to_grey(mixed), radius) + FAINT)).sqrt().clamp(max=1)
+        return (colours + strength * mixed).clamp(0, 1)
+
+    def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:
+        """A of some size in B's pixels alone, as sharp as B is at that scale."""
+        exemplar_at = [
+            round(side * to / of) for side, to, of in zip(self.exemplar_size, at, sides(self.offsets), strict=True)
+        ]
+        return paint(_with_mirror_image(resize(self.exemplar, (exemplar_at[0], exemplar_at[1]))), self.offsets, at)
 
     def _structure_at(self, size: int | None) -> Tensor:
         """A with a short side of so many pixels, or at its full size."""
@@ -166,20 +213,40 @@ class InstantTransfer:
         return resize(self.structure, at if size is None else short_side_size(*at, size))
 
 
-def _paint(match: Correspondence, a: Tensor, b: Tensor, region: Tensor | None) -> Tensor:
-    """A in the pixels of a region of B, at 1 / `SYNTHESIS_SCALE` of the size of `a` and `b`."""
+def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+    """The patches of B, `[1, 3, h', w']`, and of its mirror image that paint A, `[1, 3, h, w]`.
+
+    Returns:
+        Offsets `[2, h/2, w/2]`, and the (height, width) of B in their pixels.
+    """
     basis = _principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
-    guides: list[Tensor] = []
-    for picture, descriptors, grid in ((a, match.source, match.source_grid), (b, match.target, match.target_grid)):
-        fine = _fine_descriptors(descriptors @ basis, grid, picture)
-        small = resize(picture, (picture.shape[-2] // SYNTHESIS_SCALE, picture.shape[-1] // SYNTHESIS_SCALE))
-        guides.append(torch.cat([resize(fine, sides(small)), CONTRAST_WEIGHT * local_contrast(small)], dim=1))
-    guide, exemplar_guide = guides
-    exemplar = resize(b if region is None else pull_push_fill(b, region), sides(exemplar_guide))
-    cost = None if region is None else OUTSIDE_COST * (1 - resize(region, sides(exemplar)))
-    patches = (torch.arange(n, device=a.device) for n in match.source_grid)
-    steps = match.matches(COHERENCE) - torch.stack(torch.meshgrid(*patches, indexing="ij"))
-    return synthesise(exemplar, guide, exemplar_guide, steps * (PATCH_PIXELS // SYNTHESIS_SCALE), cost)
+    a, b = (
+        resize(picture, (picture.shape[-2] // SEARCH_SCALE, picture.shape[-1] // SEARCH_SCALE)) for picture in (a, b)
+    )
+    guide, exemplar_guide = (
+        torch.cat([_fine_descriptors(descriptors @ basis, grid, picture), CONTRAST_WEIGHT * local_contrast(picture)], 1)
+        for picture, descriptors, grid in ((a, match.source, match.source_grid), (b, match.target, match.target_grid))
+    )
+    cells = (torch.arange(n, device=a.device) for n in match.source_grid)
+    start = match.matches(COHERENCE, mirror=True) - torch.stack(torch.meshgrid(*cells, indexing="ij"))
+    offsets = find_offsets(
+        _with_mirror_image(b),
+        guide,
+        _with_mirror_image(exemplar_guide),
+        start * (PATCH_PIXELS // SEARCH_SCALE // match.density),
+        None if cost is None else _with_mirror_image(resize(cost, sides(b))),
+    )
+    return offsets, sides(b)
+
+
+def _energy(x: Tensor, radius: int) -> Tensor:
+    """The mean square of `[1, 1, H, W]` around each pixel."""
+    return box_mean(x.square(), radius)
+
+
+def _with_mirror_image(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` with its mirror image to the right: `[B, C, H, 2·W]`."""
+    return torch.cat([x, x.flip(-1)], dim=-1)
 
 
 def _principal_directions(x: Tensor, count: int) -> Tensor:
@@ -194,10 +261,10 @@ def _principal_directions(x: Tensor, count: int) -> Tensor:
 
 
 def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tensor) -> Tensor:
-    """Descriptors of the patches at the fine scale, with the picture's edges: `[1, C, h, w]`."""
+    """Descriptors of the cells at every pixel, with the picture's edges: `[1, C, H, W]`."""
     height, width = sides(picture)
     picture = resize(picture, (height // FIELD_SCALE, width // FIELD_SCALE))
     wide = F.interpolate(descriptors.T.reshape(1, -1, *grid), sides(picture), mode="bilinear", align_corners=False)
     grey = to_grey(picture)
     gain, offset = guided_filter(grey, wide, FIELD_RADIUS, FIELD_VARIANCE)
-    return gain * grey + offset
+    return resize(gain * grey + offset, (height, width))

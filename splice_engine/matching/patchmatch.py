@@ -1,9 +1,11 @@
-"""Guided patch synthesis: paints a picture with the patches of an exemplar.
+"""Guided patch synthesis: finds the patches of an exemplar to paint a picture with, and paints it at any size.
 
 Image analogies (Hertzmann et al., 2001), searched by PatchMatch (Barnes et al., 2009) from coarse to fine: each pixel
 takes the patch that is nearest in the guides' descriptors and in the colours painted so far. A patch costs the more,
 the more it is used (Kaspar et al., 2015); otherwise a few smooth patches would be spread over the whole picture.
 """
+
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +22,21 @@ VOTE_PATCH = 3
 PATCH_COMPONENTS = 16
 """Principal components of a patch's colours that are compared."""
 
-USAGE_COST = 0.1
-"""Cost of a patch that is used as often as the average one; as much as a difference of 0.18 in each channel."""
+USAGE_COST = 0.03
+"""Cost of a patch that is used as often as the average one; as much as a difference of 0.1 in each channel."""
 
 USAGE_WINDOW = 9
 """Side in pixels of the squares over which usage is averaged."""
 
-SEARCH_LEVELS = ((2, 4), (1, 2))
+SEARCH_LEVELS = ((2, 2), (1, 3))
 """For each level, coarse to fine: the factor by which it is smaller than the guide, and its rounds of search."""
 
 
 @torch.no_grad()
-def synthesise(
+def find_offsets(
     exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, start: Tensor, cost: Tensor | None = None
 ) -> Tensor:
-    """Paints a picture of the guide's size with pixels of the exemplar.
+    """Finds the patches of an exemplar with which to paint a picture of the guide's size.
 
     Args:
         exemplar: `[1, 3, H', W']` in 0..1, the picture that the patches come from.
@@ -46,7 +48,8 @@ def synthesise(
         cost: `[1, 1, H', W']`, further cost of each place of the exemplar; None is no cost.
 
     Returns:
-        `[1, 3, H, W]` in 0..1. It is deterministic: the search has a random source of its own.
+        `[2, H, W]`, for each pixel the offset (rows, columns) in pixels to its patch in the exemplar. The search is
+        deterministic: it has a random source of its own.
     """
     rng = torch.Generator().manual_seed(0)
     offsets = start.float()
@@ -54,11 +57,29 @@ def synthesise(
     for reduction, rounds in SEARCH_LEVELS:
         level = _Level(*(_reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost)))
         wide = F.interpolate(offsets[None], sides(level.guide), mode="nearest")[0]
-        places = level.clamp(level.here + (wide / reduction).round().long())
+        places = _clamp(level.here + (wide / reduction).round().long(), sides(level.exemplar))
         for _ in range(rounds):
-            places = level.search(places, level.paint(places, PATCH), rng)
+            places = level.search(places, _paint(level.exemplar, places, PATCH), rng)
         offsets = (places - level.here).float() * reduction
-    return level.paint(places, VOTE_PATCH)
+    return offsets
+
+
+@torch.no_grad()
+def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
+    """Paints a picture with the patches that were found, at any size.
+
+    Args:
+        exemplar: `[1, 3, H', W']` in 0..1, as many times as large as the one in which they were found as the picture.
+        offsets: `[2, h, w]`, as `find_offsets` returns them.
+        size: (height, width) of the picture.
+
+    Returns:
+        `[1, 3, H, W]` in 0..1.
+    """
+    scale = [side / found for side, found in zip(size, offsets.shape[-2:], strict=True)]
+    offsets = F.interpolate(offsets[None], size, mode="nearest-exact")[0]
+    places = _positions(size, offsets.device) + (offsets * offsets.new_tensor(scale).view(2, 1, 1)).round().long()
+    return _paint(exemplar, _clamp(places, sides(exemplar)), VOTE_PATCH)
 
 
 class _Level:
@@ -70,32 +91,23 @@ class _Level:
 
     def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor) -> None:
         self.guide, self.cost = guide, cost.flatten()
-        height, width = sides(guide)
-        self.exemplar_size = sides(exemplar)
-        self.pixels = exemplar[0].flatten(1).T.contiguous()
-        rows, columns = (torch.arange(side, device=exemplar.device) for side in (height, width))
-        self.here = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-        patches = _extract_patches(exemplar)
-        centred = patches - patches.mean(dim=0)
-        scatter = (centred.T @ centred).cpu()  # small, and not every accelerator has eigh
-        self.basis = torch.linalg.eigh(scatter).eigenvectors[:, -PATCH_COMPONENTS:].to(exemplar.device) / PATCH
-        self.patches = torch.cat([patches @ self.basis, exemplar_guide[0].flatten(1).T], dim=1)
+        self.here = _positions(sides(guide), guide.device)
+        self.exemplar, self.exemplar_guide = exemplar, exemplar_guide
         self.usage: Tensor | None = None
 
-    def clamp(self, places: Tensor) -> Tensor:
-        """The places, with those outside the exemplar moved to its border."""
-        height, width = self.exemplar_size
-        return torch.stack([places[0].clamp(0, height - 1), places[1].clamp(0, width - 1)])
+    @cached_property
+    def basis(self) -> Tensor:
+        """`[3·PATCH², PATCH_COMPONENTS]`: principal components of the exemplar's patches, over √PATCH²."""
+        patches = _extract_patches(self.exemplar)
+        centred = patches - patches.mean(dim=0)
+        scatter = (centred.T @ centred).cpu()  # small, and not every accelerator has eigh
+        return torch.linalg.eigh(scatter).eigenvectors[:, -PATCH_COMPONENTS:].to(patches.device) / PATCH
 
-    def paint(self, places: Tensor, side: int) -> Tensor:
-        """The picture `[1, 3, h, w]` of overlapping patches of `side` pixels, averaged where they overlap."""
-        reach = range(-(side // 2), side // 2 + 1)
-        indices = (self._flat_index(self._propagate(places, down, right)) for down in reach for right in reach)
-        return (
-            torch.stack([self.pixels.index_select(0, index) for index in indices])
-            .mean(dim=0)
-            .T.reshape(1, 3, *sides(places))
-        )
+    @cached_property
+    def patches(self) -> Tensor:
+        """`[N, K]`: what of the exemplar's patches is compared, colours and descriptors."""
+        colours = _extract_patches(self.exemplar) @ self.basis
+        return torch.cat([colours, self.exemplar_guide[0].flatten(1).T], dim=1)
 
     def search(self, places: Tensor, picture: Tensor, rng: torch.Generator) -> Tensor:
         """One round of search for patches of lower cost: propagation from neighbours, then random search.
@@ -110,43 +122,68 @@ class _Level:
         cost = self._cost(wanted, places, fixed_cost)
         moves = [(0, step) for far in (4, 2, 1) for step in (far, -far)]
         moves += [move[::-1] for move in moves]
-        reaches = [max(self.exemplar_size) // 4 // 3**power for power in range(4)]
+        reaches = [max(sides(self.exemplar)) // 4 // 3**power for power in range(4)]
         for move in (*moves, *reaches):
             if isinstance(move, tuple):
-                candidate = self._propagate(places, *move)
+                candidate = _propagate(places, self.here, sides(self.exemplar), *move)
             else:
                 jump = torch.randint(-move, move + 1, places.shape, generator=rng)
-                candidate = self.clamp(places + jump.to(places.device))
+                candidate = _clamp(places + jump.to(places.device), sides(self.exemplar))
             candidate_cost = self._cost(wanted, candidate, fixed_cost)
             better = candidate_cost < cost
             places, cost = torch.where(better, candidate, places), torch.where(better, candidate_cost, cost)
         return places
 
-    def _propagate(self, places: Tensor, down: int, right: int) -> Tensor:
-        """For each pixel the place that continues the patch of the neighbour `down` rows and `right` columns away."""
-        rows = (self.here[0, :, 0] + down).clamp(0, places.shape[1] - 1)
-        columns = (self.here[1, 0] + right).clamp(0, places.shape[2] - 1)
-        offsets = (places - self.here).index_select(1, rows).index_select(2, columns)
-        return self.clamp(offsets + self.here)
-
-    def _flat_index(self, places: Tensor) -> Tensor:
-        return (places[0] * self.exemplar_size[1] + places[1]).flatten()
-
     def _cost(self, wanted: Tensor, places: Tensor, fixed_cost: Tensor) -> Tensor:
         """Cost `[h, w]` of taking these places: the distance to what is wanted `[h·w, K]`, and the fixed cost."""
-        index = self._flat_index(places)
+        index = _flat_index(places, sides(self.exemplar))
         # index_select copies whole rows, and the rest works in place: a third of the time of the plain expression.
         distance = self.patches.index_select(0, index).sub_(wanted).square_().sum(dim=1)
         return (distance + fixed_cost[index]).view(sides(places))
 
     def _update_usage_cost(self, places: Tensor) -> Tensor:
         """Cost `[N]` of each place of the exemplar: its own, and that of its usage, averaged with the last rounds'."""
-        index = self._flat_index(places)
-        count = torch.bincount(index, minlength=len(self.pixels)).view(1, 1, *self.exemplar_size).float()
+        index = _flat_index(places, sides(self.exemplar))
+        count = torch.bincount(index, minlength=len(self.cost)).view(1, 1, *sides(self.exemplar)).float()
         count = F.avg_pool2d(F.pad(count, [USAGE_WINDOW // 2] * 4, mode="replicate"), USAGE_WINDOW, 1)
-        usage = count.flatten() * (len(self.pixels) / len(index))
+        usage = count.flatten() * (len(self.cost) / len(index))
         self.usage = usage if self.usage is None else (self.usage + usage) / 2
         return USAGE_COST * self.usage + self.cost
+
+
+def _positions(size: tuple[int, int], device: torch.device) -> Tensor:
+    """`[2, h, w]`: row and column of each pixel."""
+    rows, columns = (torch.arange(side, device=device) for side in size)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+
+
+def _clamp(places: Tensor, size: tuple[int, int]) -> Tensor:
+    """The places, with those outside an exemplar of some size moved to its border."""
+    return torch.stack([places[0].clamp(0, size[0] - 1), places[1].clamp(0, size[1] - 1)])
+
+
+def _flat_index(places: Tensor, size: tuple[int, int]) -> Tensor:
+    return (places[0] * size[1] + places[1]).flatten()
+
+
+def _propagate(places: Tensor, here: Tensor, size: tuple[int, int], down: int, right: int) -> Tensor:
+    """For each pixel the place that continues the patch of the neighbour `down` rows and `right` columns away."""
+    rows = (here[0, :, 0] + down).clamp(0, places.shape[1] - 1)
+    columns = (here[1, 0] + right).clamp(0, places.shape[2] - 1)
+    offsets = (places - here).index_select(1, rows).index_select(2, columns)
+    return _clamp(offsets + here, size)
+
+
+def _paint(exemplar: Tensor, places: Tensor, side: int) -> Tensor:
+    """The picture `[1, 3, h, w]` of overlapping patches of `side` pixels, averaged where they overlap."""
+    reach = range(-(side // 2), side // 2 + 1)
+    size, here = sides(exemplar), _positions(sides(places), places.device)
+    pixels = exemplar[0].flatten(1).T.contiguous()
+    total = pixels.new_zeros(places[0].numel(), 3)
+    for down in reach:
+        for right in reach:
+            total += pixels.index_select(0, _flat_index(_propagate(places, here, size, down, right), size))
+    return (total / side**2).T.reshape(1, 3, *sides(places))
 
 
 def _extract_patches(picture: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ def around(points, size, width):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("change", ["mirror", "crop"])
 def test_points_are_found_again(change, name, backbone):
-    """At least 95 of 100 within one patch, in the mirrored picture and in an enlarged part of 75 by 80 % of it."""
+    """At least 48 of 50 within one patch, in the mirrored picture and in an enlarged part of 75 by 80 % of it."""
     picture = photograph(name)
     height, width = sides(picture)
-    points = object_points(PHOTOGRAPHS[name], 100)
+    points = object_points(PHOTOGRAPHS[name], 50)
     if change == "mirror":
         other, expected = picture.flip(-1), torch.tensor([1.0, 0.0]) + points * torch.tensor([-1.0, 1.0])
     else:
@@ -67,7 +67,7 @@ def test_points_are_found_again(change, name, backbone):
     found = similarity_map(picture, around(points, (height, width), 14), backbone, other)
     patches = torch.tensor([*sides(found.heat)[::-1]])
     errors = (found.best() * patches).long() - (expected * patches).long()
-    assert (errors.abs().amax(dim=1) <= 1).sum() >= 95
+    assert (errors.abs().amax(dim=1) <= 1).sum() >= 48
 
 
 def test_a_face_finds_the_other_face(backbone, astronaut, admiral):

@@ -1,6 +1,7 @@
 """Pictures in and out: every mode that files come in, sizes, and the check of what the method can work with."""
 
 import io
+import itertools
 import math
 import struct
 import zlib
@@ -260,22 +261,20 @@ def test_files_that_are_no_pictures(name, write, message, tmp_path):
         check_picture(load_picture(tmp_path / name))
 
 
-@pytest.mark.parametrize("multiple", [1, 8, 14, 16])
-@pytest.mark.parametrize("longest", [None, 480, 300])
-@pytest.mark.parametrize("short", [56, 224, 400])
 @pytest.mark.parametrize("size", [(64, 64), (100, 799), (512, 512), (1080, 1920), (3000, 401), (223, 225)], ids=str)
-def test_short_side_size(size, short, longest, multiple):
-    height, width = short_side_size(*size, short, longest, multiple)
-    scale = short / min(size)
-    if longest is not None:
-        scale = min(scale, longest / max(size))
-        assert max(height, width) <= longest
-    for got, side in ((height, size[0]), (width, size[1])):
-        assert got % multiple == 0
-        assert got >= multiple
-        # Within half a multiple of the exact aspect, but where `longest` or the smallest multiple is in the way.
-        room = multiple / 2 if longest is None or side * scale <= longest - longest % multiple else multiple
-        assert abs(got - side * scale) <= max(room, multiple - side * scale) + 1e-6
+def test_short_side_size(size):
+    for short, longest, multiple in itertools.product((56, 224, 400), (None, 480, 300), (1, 8, 14, 16)):
+        height, width = short_side_size(*size, short, longest, multiple)
+        scale = short / min(size)
+        if longest is not None:
+            scale = min(scale, longest / max(size))
+            assert max(height, width) <= longest, (short, longest, multiple)
+        for got, side in ((height, size[0]), (width, size[1])):
+            assert got % multiple == 0, (short, longest, multiple)
+            assert got >= multiple, (short, longest, multiple)
+            # Within half a multiple of the exact aspect, but where `longest` or the smallest multiple is in the way.
+            room = multiple / 2 if longest is None or side * scale <= longest - longest % multiple else multiple
+            assert abs(got - side * scale) <= max(room, multiple - side * scale) + 1e-6, (short, longest, multiple)
 
 
 @pytest.mark.parametrize("size", [(64, 80), (35, 97), (200, 50)], ids=str)

@@ -64,7 +64,7 @@ def test_a_second_pass_matches_what_the_first_painted(backbone, pair):
     negative = 1 - pair[0]
     once, twice = (
         InstantTransfer.between(pair[0], negative, backbone, settings, short_patches=16).image()
-        for settings in (ONCE, InstantSettings())
+        for settings in (ONCE, InstantSettings(match_passes=2))
     )
     assert (twice - negative).abs().mean() < 0.95 * (once - negative).abs().mean()
 
@@ -110,14 +110,25 @@ def test_any_size_is_painted_at_full_size(size, backbone, pair):
 
 
 def test_texture_is_a_share(backbone, pair):
-    """What it adds grows with it; without it the colours are smooth."""
-    none, half, whole = (
-        InstantTransfer.between(*pair, backbone, InstantSettings(1, texture), short_patches=8).painted()
-        for texture in (0, 0.5, 1)
+    """What it adds grows with it, and without it the picture has only A's own detail."""
+    settings = (InstantSettings(match_passes=1, texture=texture) for texture in (0, 0.5, 1))
+    none, half, whole = (InstantTransfer.between(*pair, backbone, each, short_patches=8).painted() for each in settings)
+    some, all_of_it = ((picture - none).abs().mean() for picture in (half, whole))
+    assert 0.005 < some < all_of_it
+
+
+def test_texture_is_as_sharp_as_the_exemplar_at_any_size(backbone, demo_pair):
+    """A picture that is three times as large shows detail of B that the matching never got."""
+    structure, appearance = (resize(picture, (336, 336)) for picture in demo_pair)
+    fine = appearance + 0.2 * torch.randn(appearance.shape, generator=torch.Generator().manual_seed(0))
+    smooth = resize(resize(appearance, (112, 112)), (336, 336))
+    sharp, soft = (
+        InstantTransfer.between(structure, b.clamp(0, 1), backbone, ONCE, short_patches=7).image()
+        for b in (fine, smooth)
     )
-    inside = (whole > 0) & (whole < 1) & (none > 0) & (none < 1)
-    torch.testing.assert_close(half[inside], ((none + whole) / 2)[inside], rtol=0, atol=1e-5)
-    assert (whole - none).abs().mean() > 0.005
+    assert sharp.shape == structure.shape
+    contrast = [(picture - resize(resize(picture, (112, 112)), (336, 336))).std() for picture in (sharp, soft)]
+    assert contrast[0] > 1.5 * contrast[1]
 
 
 @pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.9, 0.2, 0.1)])

@@ -80,8 +80,8 @@ def test_only_cls_gets_new_noise(begin):
 
 def test_keys_bring_the_picture_back_in_its_place(backbone, demo_pair):
     """After few steps a middle layer already tells it from the mirror image."""
-    picture = resize(demo_pair[0], (112, 112))
-    run = Inversion(picture, backbone, inversion_preset("fast", steps=60), facet="key")
+    picture = resize(demo_pair[0], (84, 84))
+    run = Inversion(picture, backbone, inversion_preset("fast", size=84, steps=60), facet="key")
     steps = losses(run)
     assert steps[-1]["feature"] < 0.3 * steps[0]["feature"]
     with torch.no_grad():

@@ -294,7 +294,7 @@ def test_only_the_selected_part_gives_its_colours(side, channel, backbone, pair)
     appearance = halves((96, 128))
     quick = {"settings": InstantSettings(match_passes=1), "short_patches": 12}
     instant = InstantTransfer.between(pair[0], appearance, backbone, **quick, appearance_mask=mask)
-    for taken in (instant.gain, instant.offset, instant.texture):
+    for taken in (instant.gain, instant.offset, instant.exemplar):
         assert taken[:, 1 - channel].abs().max() < 1e-4
     means = instant.image().mean(dim=(0, 2, 3))
     assert means[channel] > 0.4
@@ -417,7 +417,7 @@ def files(tmp_path, pair):
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "options"), [("transfer", QUICK), ("instant", VIT)])
+@pytest.mark.parametrize(("command", "options"), [("transfer", QUICK), ("instant", (*VIT, "--match-passes", 1))])
 def test_masks_on_the_command_line(command, options, splice, files):
     masks = ("--structure-mask", files / "a-mask.png", "--appearance-mask", files / "b-mask.png", "--feather", 4)
     result = splice(command, files / "a.png", files / "b.png", "-o", files / "out.png", *options, *masks)

@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from splice_engine.images import sides
-from splice_engine.matching.patchmatch import synthesise
+from splice_engine.matching.patchmatch import find_offsets, paint
+
+
+def synthesise(exemplar, guide, *rest):
+    """The picture that is painted with the patches that are found, at the size of the guide."""
+    return paint(exemplar, find_offsets(exemplar, guide, *rest), sides(guide))
 
 
 @pytest.fixture
@@ -78,3 +83,13 @@ def test_the_rng_is_its_own(exemplar):
     assert torch.rand(1) == expected
     torch.manual_seed(4)
     assert torch.equal(synthesise(exemplar, guide.flip(-1), guide, torch.zeros(2, 5, 7)), first)
+
+
+def test_a_larger_picture_is_as_sharp_as_a_larger_exemplar(exemplar):
+    """Offsets that were found on small pictures paint large ones with the pixels of a large exemplar."""
+    guide = position(sides(exemplar))
+    offsets = find_offsets(exemplar, guide, guide, torch.zeros(2, 5, 7))
+    large = torch.rand(1, 3, 120, 168, generator=torch.Generator().manual_seed(1))
+    painted = paint(large, offsets, (120, 168))
+    assert (painted - large).abs().mean() < 0.05
+    assert set(painted[0, 0].flatten().tolist()) & set(large[0, 0].flatten().tolist())

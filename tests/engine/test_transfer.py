@@ -411,8 +411,8 @@ def plain_levels(generator):
 
 def test_training_lowers_the_losses(backbone, demo_pair):
     """Compared afterwards on the whole pictures, not on the crops that were trained on."""
-    structure, appearance = (resize(picture, (96, 96)) for picture in demo_pair)
-    run = Transfer(structure, appearance, backbone, preset("paper", steps=30, size=96, vit_size=112))
+    structure, appearance = (resize(picture, (64, 64)) for picture in demo_pair)
+    run = Transfer(structure, appearance, backbone, preset("paper", steps=20, size=64, vit_size=56))
     objective = Objective([Appearance(), Structure(), Identity()], backbone, size=112)
 
     @torch.no_grad()

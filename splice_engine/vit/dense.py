@@ -1,0 +1,99 @@
+"""Features on a grid finer than the patches, from shifted passes at the same scale.
+
+The ViT gets the picture several times, shifted by fractions of a patch, and the grids are interleaved (Amir et al.,
+"Deep ViT Features as Dense Visual Descriptors", 2021, make the patch embedding overlap instead). A larger input would
+be finer too, but changes what a patch holds, and parts of objects are no longer recognised.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SpliceError
+from ..images import resize, sides
+from .backbone import Backbone, Request
+from .features import FACETS, Features
+
+DENSITIES = (1, 2, 4)
+"""Features per patch and axis: a stride of a whole, half or quarter patch."""
+
+
+def dense_features(
+    picture: Tensor,
+    backbone: Backbone,
+    layer: int = -1,
+    facet: str = "token",
+    size: int | None = None,
+    density: int = 2,
+) -> Features:
+    """Features of a batch of pictures on a grid `density` times as fine as the patches.
+
+    Args:
+        picture: `[B, 3, H, W]` in 0..1.
+        backbone: The ViT.
+        layer: Index of the block, 0 the first, -1 the last.
+        facet: "token", "key", "query" or "value".
+        size: Short side in pixels to resize to; None keeps the picture's own size, to the nearest patch.
+        density: 1, 2 or 4; the time grows with its square, the memory of a pass does not.
+
+    Returns:
+        Features whose grid is `density` times as fine; [CLS] and registers are those of the picture as it is.
+
+    Raises:
+        SpliceError: Unknown layer, facet or density.
+    """
+    plain = backbone.features(picture, layer, facet, size)
+    if density == 1:
+        return plain
+    request = Request(layer, facet)
+    at = (plain.grid[0] * backbone.patch, plain.grid[1] * backbone.patch)
+    tokens = extract_dense(resize(picture.to(backbone.device), at), backbone, [request], density)[request]
+    return Features(plain.cls, tokens.flatten(1, 2), plain.prefix, sides(tokens.movedim(-1, 1)), plain.layer, facet)
+
+
+def extract_dense(
+    picture: Tensor, backbone: Backbone, requests: Sequence[Request], density: int
+) -> dict[Request, Tensor]:
+    """What is read of a batch of pictures, on a grid `density` times as fine as the patches.
+
+    Args:
+        picture: `[B, 3, H, W]` in 0..1, sides divisible by the patch size.
+        backbone: The ViT.
+        requests: Facets of tokens.
+        density: 1, 2 or 4.
+
+    Returns:
+        `[B, h·density, w·density, D]` for each request.
+
+    Raises:
+        SpliceError: Unknown layer, facet or density.
+    """
+    if density not in DENSITIES:
+        raise SpliceError(f"density must be one of {', '.join(map(str, DENSITIES))}, not {density}")
+    if unknown := {request.facet for request in requests} - set(FACETS):
+        raise SpliceError(f"there is no grid of '{min(unknown)}': choose among {', '.join(FACETS)}")
+    grid = (picture.shape[-2] // backbone.patch, picture.shape[-1] // backbone.patch)
+    offsets = [math.floor((step - (density - 1) / 2) * backbone.patch / density + 0.5) for step in range(density)]
+    dense: dict[Request, Tensor] = {}
+    for row, down in enumerate(offsets):
+        for column, right in enumerate(offsets):
+            extracted = backbone(_shift(picture, down, right), requests)
+            for request, tokens in extracted.items():
+                if request not in dense:
+                    size = (len(picture), grid[0] * density, grid[1] * density, tokens.shape[-1])
+                    dense[request] = tokens.new_empty(size)
+                cells = tokens[:, backbone.prefix :].unflatten(1, grid)
+                dense[request][:, row::density, column::density] = cells
+    return dense
+
+
+def _shift(picture: Tensor, down: int, right: int) -> Tensor:
+    """The picture seen from `down` and `right` pixels further on; what comes in is reflected at the border."""
+    reach = max(abs(down), abs(right))
+    if not reach:
+        return picture
+    height, width = sides(picture)
+    wide = F.pad(picture, [reach] * 4, mode="reflect")
+    return wide[..., reach + down : reach + down + height, reach + right : reach + right + width].contiguous()
