@@ -28,7 +28,7 @@ def from_image(image: Tensor, what: str) -> list[Tensor]:
         SpliceError: An empty batch, or a picture that cannot be worked with.
     """
     if not len(image):
-        raise SpliceError(f"the {what} is an empty batch: mend the node that made it")
+        raise SpliceError(f"the {what} is an empty batch: fix the node that made it")
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
     copies = image.movedim(-1, 1).to("cpu", torch.float32, copy=True).contiguous()
     return [check_picture(picture, what) for picture in copies.split(1)]

@@ -86,7 +86,7 @@ def preset_inputs(
             "preset", options=list(presets), default=default, tooltip="The recipe; `paper` is the paper's own."
         ),
         override_widget("steps", recipe),
-        override_widget("size", recipe, step=8),
+        override_widget("size", recipe),
         setting_widget("seed", recipe, control_after_generate=True),
     ]
 
@@ -117,7 +117,7 @@ def mask_inputs() -> list[io.Input]:
 
 
 def feather_widget() -> io.Input:
-    return setting_widget("feather", InstantSettings, step=1.0)
+    return setting_widget("feather", InstantSettings)
 
 
 def backbone_input(tooltip: str = "From Splice Load Backbone.") -> io.Input:

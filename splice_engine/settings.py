@@ -14,12 +14,21 @@ VIT_SIZE = 224
 VIT_LONGEST = 480
 """Most pixels of its long side."""
 
+DENSITIES = (1, 2, 4)
+"""Features per patch and axis of a dense grid: a stride of a whole, half or quarter patch."""
+
 
 def _setting(
-    default: Any, help: str, low: float | None = None, high: float | None = None, step: float | None = None
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    step: float | None = None,
+    choices: tuple[int, ...] = (),
 ) -> Any:
-    """A field with what every face of it needs: help, limits, and the step in which a widget counts."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "step": step})
+    """A field with what every face of it needs: help, limits, the step in which a widget counts, the only values."""
+    metadata = {"help": help, "low": low, "high": high, "step": step, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 def _seed() -> Any:
@@ -35,8 +44,9 @@ class Recipe:
     """
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for item in fields(self):
-            _check(item.name, getattr(self, item.name), get_type_hints(type(self))[item.name], item.metadata)
+            _check(item.name, getattr(self, item.name), hints[item.name], item.metadata)
 
 
 def _check(name: str, value: object, hint: Any, metadata: Mapping[str, Any]) -> None:
@@ -53,6 +63,9 @@ def _check(name: str, value: object, hint: Any, metadata: Mapping[str, Any]) -> 
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
         limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
         raise SpliceError(f"{name} must be {limits}, not {value}")
+    choices = metadata["choices"]
+    if choices and value not in choices:
+        raise SpliceError(f"{name} must be one of {', '.join(map(str, choices))}, not {value}")
 
 
 def _kind(allowed: tuple[Any, ...]) -> str:
@@ -73,10 +86,17 @@ class InstantSettings(Recipe):
         1.0, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
     )
     feather: float = _setting(
-        FEATHER, "pixels of the full-size picture over which the change fades out beyond the structure mask", low=0
+        FEATHER,
+        "pixels of the full-size picture over which the change fades out beyond the structure mask",
+        low=0,
+        step=1.0,
     )
     density: int = _setting(
-        2, "descriptors per patch and axis in matching: 2 finds smaller parts, 1 takes half the time", low=1, high=4
+        2,
+        "descriptors per patch and axis in matching: 2 finds smaller parts, 1 takes half the time",
+        low=1,
+        high=max(DENSITIES),
+        choices=DENSITIES,
     )
 
 
@@ -90,6 +110,7 @@ class Settings(InstantSettings):
         "short side in pixels at which the pair is trained on; time and memory grow with its square, the result is "
         "rendered at full size",
         low=64,
+        step=8,
     )
     seed: int = _seed()
     warm_steps: int = _setting(
@@ -213,7 +234,7 @@ class InversionSettings(Recipe):
 
     steps: int = _setting(20_000, "training steps", low=1)
     size: int = _setting(
-        VIT_SIZE, "short side in pixels of the picture that is made, which is what the ViT gets", low=72
+        VIT_SIZE, "short side in pixels of the picture that is made, which is what the ViT gets", low=72, step=8
     )
     seed: int = _seed()
     learning_rate: float = _setting(0.01, "learning rate of Adam", low=0)

@@ -71,7 +71,7 @@ class Correspondence:
             target_mask: Likewise: patches that it does not cover are never matched. With both masks, descriptors are
                 centred on the mean of the patches that the mask covers, otherwise on the mean of the whole picture.
             density: Cells per patch and axis, 1, 2 or 4. The source's descriptors are extracted on a grid so much
-                finer at the same scale, in which parts as small as a patch are seen; the target's are interpolated.
+                finer at the same scale, in which parts as small as a patch show; the target's are interpolated.
                 The time grows with its square.
 
         Raises:

@@ -5,8 +5,6 @@ takes the patch that is nearest in the guides' descriptors and in the colours pa
 the more it is used (Kaspar et al., 2015); otherwise a few smooth patches would be spread over the whole picture.
 """
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,7 +67,7 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """Paints a picture with the patches that were found, at any size.
 
     Args:
-        exemplar: `[1, 3, H', W']` in 0..1, as many times as large as the one in which they were found as the picture.
+        exemplar: `[1, 3, H', W']` in 0..1, larger than the one that was searched by the factor of H and h.
         offsets: `[2, h, w]`, as `find_offsets` returns them.
         size: (height, width) of the picture.
 
@@ -83,7 +81,7 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _Level:
-    """One level of the pyramid: the patches of the exemplar, and the picture that is painted with them.
+    """One level of the pyramid: the patches of the exemplar, and the search among them.
 
     A field of places `[2, h, w]` holds for each pixel of the picture the row and column of its patch's centre in the
     exemplar.
@@ -92,22 +90,13 @@ class _Level:
     def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor) -> None:
         self.guide, self.cost = guide, cost.flatten()
         self.here = _positions(sides(guide), guide.device)
-        self.exemplar, self.exemplar_guide = exemplar, exemplar_guide
-        self.usage: Tensor | None = None
-
-    @cached_property
-    def basis(self) -> Tensor:
-        """`[3·PATCH², PATCH_COMPONENTS]`: principal components of the exemplar's patches, over √PATCH²."""
-        patches = _extract_patches(self.exemplar)
+        self.exemplar = exemplar
+        patches = _extract_patches(exemplar)
         centred = patches - patches.mean(dim=0)
         scatter = (centred.T @ centred).cpu()  # small, and not every accelerator has eigh
-        return torch.linalg.eigh(scatter).eigenvectors[:, -PATCH_COMPONENTS:].to(patches.device) / PATCH
-
-    @cached_property
-    def patches(self) -> Tensor:
-        """`[N, K]`: what of the exemplar's patches is compared, colours and descriptors."""
-        colours = _extract_patches(self.exemplar) @ self.basis
-        return torch.cat([colours, self.exemplar_guide[0].flatten(1).T], dim=1)
+        self.basis = torch.linalg.eigh(scatter).eigenvectors[:, -PATCH_COMPONENTS:].to(exemplar.device) / PATCH
+        self.patches = torch.cat([patches @ self.basis, exemplar_guide[0].flatten(1).T], dim=1)
+        self.usage: Tensor | None = None
 
     def search(self, places: Tensor, picture: Tensor, rng: torch.Generator) -> Tensor:
         """One round of search for patches of lower cost: propagation from neighbours, then random search.

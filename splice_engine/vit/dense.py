@@ -7,17 +7,16 @@ be finer too, but changes what a patch holds, and parts of objects are no longer
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpliceError
 from ..images import resize, sides
+from ..settings import DENSITIES
 from .backbone import Backbone, Request
 from .features import FACETS, Features
-
-DENSITIES = (1, 2, 4)
-"""Features per patch and axis: a stride of a whole, half or quarter patch."""
 
 
 def dense_features(
@@ -44,13 +43,15 @@ def dense_features(
     Raises:
         SpliceError: Unknown layer, facet or density.
     """
+    picture = picture.to(backbone.device)
     plain = backbone.features(picture, layer, facet, size)
     if density == 1:
         return plain
     request = Request(layer, facet)
-    at = (plain.grid[0] * backbone.patch, plain.grid[1] * backbone.patch)
-    tokens = extract_dense(resize(picture.to(backbone.device), at), backbone, [request], density)[request]
-    return Features(plain.cls, tokens.flatten(1, 2), plain.prefix, sides(tokens.movedim(-1, 1)), plain.layer, facet)
+    height, width = plain.grid
+    at = (height * backbone.patch, width * backbone.patch)
+    tokens = extract_dense(resize(picture, at), backbone, [request], density)[request]
+    return replace(plain, tokens=tokens.flatten(1, 2), grid=(height * density, width * density))
 
 
 def extract_dense(
@@ -90,7 +91,7 @@ def extract_dense(
 
 
 def _shift(picture: Tensor, down: int, right: int) -> Tensor:
-    """The picture seen from `down` and `right` pixels further on; what comes in is reflected at the border."""
+    """The picture from `down` and `right` pixels further on; what comes in is reflected at the border."""
     reach = max(abs(down), abs(right))
     if not reach:
         return picture

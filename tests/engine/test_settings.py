@@ -58,6 +58,7 @@ def test_whole_numbers_are_numbers_and_no_size_is_full_size():
         ({"beta2": 1.01}, "beta2"),
         ({"warm_steps": -1}, "warm_steps"),
         ({"match_passes": 0}, "match_passes"),
+        ({"density": 3}, "density must be one of 1, 2, 4, not 3"),
         ({"texture": 1.1}, "texture"),
         ({"colour_end": 1.1}, "colour_end"),
         ({"appearance_weight": -1.0}, "appearance_weight"),
