@@ -39,8 +39,12 @@ FIELD_DIMENSIONS = 24
 COLOUR_RADIUS, COLOUR_VARIANCE = 10, 1e-3
 """Guided filter that fits B's colours to A's edges: pixels of the working size, and the variance of an edge."""
 
-CONTRAST_RADIUS = 8
-"""Pixels of the working size around a place over which the contrast of texture and detail is taken."""
+CONTRAST_RADIUS, REGION_RADIUS = 8, 24
+"""Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
+contrast the picture gets from B."""
+
+DETAIL_PRECEDENCE = 0.1
+"""Mean square of A's detail, over that of the texture, at which both have an equal share."""
 
 FAINT = 4e-4
 """Variance that is not told from none: a contrast of 0.02."""
@@ -192,13 +196,14 @@ class InstantTransfer:
         detail = grey - resize(self.own_gain, at) * grey - resize(self.own_offset, at)
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
         texture = self._paint_with_exemplar(at) - colours
+        near, far = (round(radius * min(at) / min(sides(self.gain))) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
         share = self.settings.texture
-        mixed = share * texture + detail
-        # Both together would have more contrast than B: they get that of the texture, or of the detail without it.
-        radius = round(CONTRAST_RADIUS * min(at) / min(sides(self.gain)))
-        wanted = share * _energy(to_grey(texture), radius) + (1 - share) * _energy(detail, radius)
-        strength = ((wanted + FAINT) / (_energy(to_grey(mixed), radius) + FAINT)).sqrt().clamp(max=1)
-        return (colours + strength * mixed).clamp(0, 1)
+        wanted = share * _energy(to_grey(texture), far) + (1 - share) * _energy(detail, far)
+        detail = _limit_contrast(detail, wanted, far)
+        # Eyes and seams of A stand out from its detail around them: there they push B's texture aside.
+        own = _energy(detail, near)
+        share = share * (1 - own / (own + DETAIL_PRECEDENCE * _energy(to_grey(texture), near) + FAINT))
+        return (colours + _limit_contrast(share * texture + detail, wanted, far)).clamp(0, 1)
 
     def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:
         """A of some size in B's pixels alone, as sharp as B is at that scale."""
@@ -237,6 +242,12 @@ def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | No
         None if cost is None else _with_mirror_image(resize(cost, sides(b))),
     )
     return offsets, sides(b)
+
+
+def _limit_contrast(x: Tensor, wanted: Tensor, radius: int) -> Tensor:
+    """`[1, C, H, W]` weakened where its grey has more than the wanted mean square `[1, 1, H, W]` around a pixel."""
+    grey = x if x.shape[1] == 1 else to_grey(x)
+    return x * ((wanted + FAINT) / (_energy(grey, radius) + FAINT)).sqrt().clamp(max=1)
 
 
 def _energy(x: Tensor, radius: int) -> Tensor:

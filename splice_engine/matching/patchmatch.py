@@ -26,6 +26,10 @@ USAGE_COST = 0.03
 USAGE_WINDOW = 9
 """Side in pixels of the squares over which usage is averaged."""
 
+JUMP_FACTOR = 1.5
+"""What a patch found at random has to undercut: the cost so far divided by this. Patches that continue their
+neighbours' are preferred (Ashikhmin, 2001), so that B's texture comes in pieces and not in shreds."""
+
 SEARCH_LEVELS = ((2, 2), (1, 3))
 """For each level, coarse to fine: the factor by which it is smaller than the guide, and its rounds of search."""
 
@@ -114,12 +118,13 @@ class _Level:
         reaches = [max(sides(self.exemplar)) // 4 // 3**power for power in range(4)]
         for move in (*moves, *reaches):
             if isinstance(move, tuple):
-                candidate = _propagate(places, self.here, sides(self.exemplar), *move)
+                candidate, factor = _propagate(places, self.here, sides(self.exemplar), *move), 1.0
             else:
+                factor = JUMP_FACTOR
                 jump = torch.randint(-move, move + 1, places.shape, generator=rng)
                 candidate = _clamp(places + jump.to(places.device), sides(self.exemplar))
             candidate_cost = self._cost(wanted, candidate, fixed_cost)
-            better = candidate_cost < cost
+            better = candidate_cost * factor < cost
             places, cost = torch.where(better, candidate, places), torch.where(better, candidate_cost, cost)
         return places
 
