@@ -31,8 +31,9 @@ from splice_engine.images import resize
 from splice_engine.settings import Settings
 from splice_engine.training.crops import CropSampler
 from splice_engine.vit.catalogue import lookup
+from splice_engine.vit.checkpoints import read
 from splice_engine.vit.devices import pick_device
-from splice_engine.vit.weights import get, read
+from splice_engine.vit.weights import get
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}

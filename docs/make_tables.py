@@ -128,13 +128,10 @@ def _preset_table(presets: Mapping[str, Recipe]) -> str:
 
 
 def _backbone_table() -> str:
-    def place(package: Any, gated: bool) -> str:
-        return f"package {package.distribution}" if package else "hub, gated" if gated else "hub"
+    def place(package: Any) -> str:
+        return f"package {package.requirements[0]}" if package else "hub"
 
-    rows = (
-        (f"`{entry.name}`", str(entry.patch), place(entry.package, entry.gated), entry.licence)
-        for entry in CATALOGUE.values()
-    )
+    rows = ((f"`{entry.name}`", str(entry.patch), place(entry.package), entry.licence) for entry in CATALOGUE.values())
     return make_table(("name", "patch", "weights from", "licence of the weights"), rows)
 
 

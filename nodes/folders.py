@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ..splice_engine import CATALOGUE
-from ..splice_engine.vit.weights import SUFFIXES
+from ..splice_engine.vit.checkpoints import SUFFIXES
 
 BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""

@@ -211,10 +211,10 @@ def splice(capsys, monkeypatch, request):
 
     load = Backbone.load
 
-    def load_once(name_or_path, device="cpu", dtype=torch.float32):
+    def load_once(name_or_path, device="cpu", dtype=torch.float32, **options):
         if str(name_or_path) == OFFLINE_BACKBONE:
             return request.getfixturevalue("load_real")(str(device), dtype)
-        return load(name_or_path, device, dtype)
+        return load(name_or_path, device, dtype, **options)
 
     monkeypatch.setattr(Backbone, "load", load_once)
 

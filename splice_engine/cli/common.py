@@ -25,6 +25,7 @@ from ..training.run import Step
 from ..vit.backbone import Backbone
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import DTYPES, pick_device, pick_dtype
+from .weights import download_bar
 
 INTERRUPTED = 130
 """Exit status of a run that Ctrl-C ended."""
@@ -202,7 +203,8 @@ def check_distinct(paths: Sequence[Path]) -> None:
 def load_backbone(options: argparse.Namespace) -> Backbone:
     """Loads the backbone that the options name, onto their device."""
     device = pick_device(options.device)
-    return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device))
+    with download_bar() as progress:
+        return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device), progress=progress)
 
 
 def recipe_options(recipe: type[Recipe], options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import SpliceError
+from ..errors import SpliceError, pip_command
 from ..files import write_error
 from ..images import load_picture
 from ..settings import Settings, preset
@@ -60,7 +60,7 @@ def load_pair() -> tuple[Tensor, Tensor]:
         import skimage
     except ImportError as error:
         raise SpliceError(
-            f'the demo\'s pictures come with {error.name}: `pip install "splice-vit[demo]"` brings it'
+            f"the demo's pictures come with {error.name}: {pip_command('scikit-image', 'matplotlib')}"
         ) from None
     astronaut = Path(skimage.__file__).parent / "data" / "astronaut.png"
     hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"

@@ -1,12 +1,18 @@
 """`splice weights`: lists, fetches and finds the weights of the backbones."""
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from tqdm import tqdm
 
 from ..errors import SpliceError
 from ..files import cache_folder
 from ..vit import weights
 from ..vit.catalogue import CATALOGUE, lookup
+from ..vit.download import Progress
 
 
 def add_weights(commands: Any) -> None:
@@ -23,17 +29,36 @@ def add_weights(commands: Any) -> None:
     finding.add_argument("name", nargs="?")
 
 
+@contextmanager
+def download_bar() -> Iterator[Progress]:
+    """Follows a download with a bar in bytes, where there is a terminal to show it."""
+    with ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show(name: str, done: int, size: int | None) -> None:
+            if not bars:
+                if not done or not sys.stderr.isatty():
+                    return
+                bars.append(stack.enter_context(tqdm(desc=name, initial=done, unit="B", unit_scale=True)))
+            bars[0].total = size
+            bars[0].update(done - bars[0].n)
+
+        yield show
+
+
 def list_weights(_options: argparse.Namespace) -> int:
     """Prints one line for each backbone of the catalogue."""
     for entry in CATALOGUE.values():
-        here = "here" if weights.find(entry) else "package" if entry.package else "gated" if entry.gated else "hub"
+        here = "here" if weights.find(entry) else "package" if entry.package else "hub"
         print(f"{entry.name:24} patch {entry.patch:2}  {here:8} {entry.licence}")
     return 0
 
 
 def get_weights(options: argparse.Namespace) -> int:
     """Prints the path of a backbone's weights, fetched where need be."""
-    print(weights.get(lookup(options.name)))
+    with download_bar() as progress:
+        path = weights.get(lookup(options.name), progress=progress)
+    print(path)
     return 0
 
 

@@ -138,12 +138,12 @@ class Generator(nn.Module):
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT:
-                    raise SpliceError(
-                        f"{path} is not a saved generator: `splice transfer --save-generator` writes them"
-                    )
+                    raise SpliceError(f"{path} is not a saved generator: choose a file that a transfer has saved")
                 generator = cls(tuple(json.loads(header["channels"])))
                 generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 generator.metadata = json.loads(header["metadata"])
+        except SpliceError:
+            raise
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
             raise SpliceError(f"{path} cannot be read as a generator ({' '.join(str(error).split())[:160]})") from None
         return generator.to(device)

