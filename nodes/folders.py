@@ -7,6 +7,7 @@ import folder_paths
 
 from ..splice_engine import CATALOGUE
 from ..splice_engine.vit.checkpoints import SUFFIXES
+from ..splice_engine.vit.weights import find
 
 BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""
@@ -21,8 +22,14 @@ def register_folders() -> None:
 
 
 def backbone_names() -> list[str]:
-    """The catalogue, then the files in `models/dino`."""
-    return [*CATALOGUE, *folder_paths.get_filename_list(BACKBONES)]
+    """The catalogue, then the files in `models/dino` that are not found by a name of the catalogue anyhow."""
+    known = {filename for entry in CATALOGUE.values() for filename in entry.filenames}
+    return [*CATALOGUE, *(name for name in folder_paths.get_filename_list(BACKBONES) if name not in known)]
+
+
+def backbones_here() -> list[str]:
+    """The names of the catalogue whose weights are on this machine."""
+    return [name for name, entry in CATALOGUE.items() if find(entry, backbone_folders())]
 
 
 def backbone_folders() -> list[str]:

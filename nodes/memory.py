@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..splice_engine import Backbone, Generator, Settings, SpliceError
 from ..splice_engine.images import sides
 from ..splice_engine.vit.devices import is_out_of_memory, pick_dtype
-from . import folders
+from . import download
 
 log = logging.getLogger("splice")
 
@@ -73,8 +73,7 @@ def load_backbone(name: str, precision: str) -> ModelPatcher:
         precision: "auto", "fp32" or "bf16".
     """
     device = mm.get_torch_device()
-    source, dtype = folders.backbone_source(name), pick_dtype(precision, device)
-    backbone = Backbone.load(source, dtype=dtype, folders=folders.backbone_folders())
+    backbone = download.load(name, pick_dtype(precision, device))
     return ModelPatcher(BackboneModule(backbone), load_device=device, offload_device=mm.unet_offload_device())
 
 

@@ -129,8 +129,9 @@ def backbone_name_widget() -> io.Input:
         "backbone_name",
         options=folders.backbone_names(),
         default=DEFAULT_BACKBONE,
-        tooltip="The DINO vision transformer (ViT). One of the catalogue is downloaded when it is first run; your own "
-        f"files go into models/{folders.BACKBONES}.",
+        tooltip="The DINO vision transformer (ViT). One that is not marked as here is downloaded when it is first run; "
+        f"your own files go into models/{folders.BACKBONES}.",
+        extra_dict={"on_this_machine": folders.backbones_here()},  # for web/backbones.js
     )
 
 

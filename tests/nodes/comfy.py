@@ -20,6 +20,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
+TEXT_EVENT = 3
+"""ComfyUI's number of a message with a text for a node."""
+
 PRESTARTUP = """
 import sys
 
@@ -105,6 +108,7 @@ class Outcome:
         ran: Ids of the nodes that were executed, not served from the cache.
         progress: Values that arrived.
         previews: Live previews that arrived, as pictures.
+        texts: What was shown on nodes while they ran.
         outputs: By node id, as the history holds them.
         seconds: Until the end.
     """
@@ -114,6 +118,7 @@ class Outcome:
     ran: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
     previews: list[Image.Image] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -127,9 +132,10 @@ class Comfy:
     Args:
         source: ComfyUI's folder.
         base: An empty folder for its models, pictures and custom nodes; `source` itself stays untouched.
+        hub: Address of the model hub that it is to use.
     """
 
-    def __init__(self, source: Path, base: Path) -> None:
+    def __init__(self, source: Path, base: Path, hub: str) -> None:
         self.source, self.base, self.log_path = source, base, base / "log.txt"
         for folder in ("custom_nodes/test_nodes", "input", "output", "models/dino"):
             (base / folder).mkdir(parents=True)
@@ -146,7 +152,7 @@ class Comfy:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", *options, "--port", port, "--base-directory", str(base)],
                 cwd=source,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub, "HF_HOME": str(base / "hub")},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -224,6 +230,9 @@ class Comfy:
                     start = event.data.find(b"\xff\xd8\xff")
                     if start >= 0:
                         outcome.previews.append(Image.open(io.BytesIO(event.data[start:])))
+                    elif int.from_bytes(event.data[:4], "big") == TEXT_EVENT:
+                        first = 8 + int.from_bytes(event.data[4:8], "big")  # after the node's id
+                        outcome.texts.append(event.data[first:].decode())
                     continue
                 kind, data = (message := json.loads(event.data))["type"], message["data"]
                 if data.get("prompt_id") != body["prompt_id"]:

@@ -10,9 +10,16 @@ import torch
 
 from splice_engine import OFFLINE_BACKBONE, save_picture
 
-LOCATION = importlib.util.spec_from_file_location("comfy_process", Path(__file__).with_name("comfy.py"))
-comfy = sys.modules["comfy_process"] = importlib.util.module_from_spec(LOCATION)
-LOCATION.loader.exec_module(comfy)
+
+def load_module(name, path):
+    location = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
+comfy = load_module("comfy_process", Path(__file__).with_name("comfy.py"))
+hubs = load_module("hub_process", Path(__file__).parents[1] / "engine" / "hub.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -22,10 +29,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory, weights_file, pair):
+def hub():
+    """The model hub of this session, which has nothing until a test gives it a file."""
+    server = hubs.Hub(status=404)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory, weights_file, pair, hub):
     """The server of this session, with the demo pair among its input pictures."""
     try:
-        server = comfy.Comfy(comfy.find(), tmp_path_factory.mktemp("comfyui"))
+        server = comfy.Comfy(comfy.find(), tmp_path_factory.mktemp("comfyui"), hub.address)
     except RuntimeError as error:
         pytest.skip(f"{error} (install ComfyUI's requirements into {sys.executable}'s environment)")
     try:

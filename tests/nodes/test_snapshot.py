@@ -32,7 +32,7 @@ def live(host):
 def without(files, value):
     """A value of JSON without the choices that are files."""
     if isinstance(value, dict):
-        return {key: without(files, inner) for key, inner in value.items()}
+        return {key: without(files, inner) for key, inner in value.items() if key != "on_this_machine"}
     if isinstance(value, list):
         return [without(files, inner) for inner in value if not isinstance(inner, str) or inner not in files]
     return value
