@@ -70,7 +70,7 @@ def download(entry: Entry, target: Path, progress: Progress | None = None) -> No
     finally:
         transfer.cancelled = True
     if transfer.error is not None:
-        raise transfer.error
+        raise _explain(transfer.error, entry)
 
 
 class _Transfer(threading.Thread):
@@ -96,8 +96,7 @@ class _Transfer(threading.Thread):
         try:
             self._fetch()
         except Exception as error:
-            on_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
-            self.error = error if on_disk or isinstance(error, HubError) else _hub_error(error, self.entry)
+            self.error = error
 
     def _fetch(self) -> None:
         from filelock import FileLock
@@ -127,15 +126,24 @@ class _Transfer(threading.Thread):
             if self.size is not None and self.done > self.size:
                 file.truncate(0)
                 self.done = file.seek(0)
-            with _no_hub_bar():
-                http_get(
-                    address,
-                    file,  # type: ignore[arg-type]
-                    resume_size=self.done,
-                    headers=build_hf_headers(),
-                    expected_size=self.size,
-                    displayed_filename=self.target.name,
-                )
+            finished = False
+            while not finished:
+                before = self.done
+                try:
+                    with _no_hub_bar():
+                        http_get(
+                            address,
+                            file,  # type: ignore[arg-type]
+                            resume_size=before,
+                            headers=build_hf_headers(),
+                            expected_size=self.size,
+                            displayed_filename=self.target.name,
+                        )
+                    finished = True
+                except Exception as error:
+                    # A line that broke is taken up as long as each attempt brings something.
+                    if self.size is None or self.done == before or self.cancelled or _is_on_disk(error):
+                        raise
         if re.fullmatch(r"[0-9a-f]{64}", etag or "") and _digest(part) != etag:
             part.unlink()
             raise HubError("sent a damaged file, which has been deleted: try again")
@@ -193,10 +201,16 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hub_error(error: Any, entry: Entry) -> HubError:
-    """What an error of the hub's library means to the user."""
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
+def _is_on_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
+
+def _explain(error: Any, entry: Entry) -> Exception:
+    """What the error of a transfer means to the user, if it is the hub's."""
+    from huggingface_hub.utils import GatedRepoError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+
+    if isinstance(error, HubError) or _is_on_disk(error):
+        return error
     if isinstance(error, GatedRepoError):
         remedy = f"accept the licence on its page of {entry.hub_id} and log in (`hf auth login`)"
         return HubError(f"says that they are gated: {remedy}")
