@@ -1,5 +1,6 @@
 """Where weights are sought, which model they belong to, and what is refused."""
 
+import argparse
 import hashlib
 import importlib.metadata
 import os
@@ -176,6 +177,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("hide", [lambda payload: payload, lambda payload: argparse.Namespace(options=payload)])
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 @pytest.mark.parametrize(
     "write",
@@ -186,13 +188,13 @@ class Payload:
     ],
     ids=["zip", "legacy", "pickle"],
 )
-def test_pickled_code_is_refused_and_does_not_run(write, suffix, tmp_path, dino_tensors):
+def test_pickled_code_is_refused_and_does_not_run(write, suffix, hide, tmp_path, dino_tensors):
     proof = tmp_path / "proof"
     pickle.loads(pickle.dumps(Payload(proof)))
     assert proof.is_dir()
     proof.rmdir()
     path = tmp_path / f"dino_vits16{suffix}"
-    write({"cls_token": dino_tensors["cls_token"], "payload": Payload(proof)}, path)
+    write({"cls_token": dino_tensors["cls_token"], "payload": hide(Payload(proof))}, path)
     with pytest.raises(SpliceError, match=r"pickled code, which is never run.*\.safetensors"):
         Backbone.load(path)
     assert not proof.exists()
