@@ -2,7 +2,8 @@
 
 import errno
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from .errors import SpliceError
 
 APP = "splice-vit"
 """Name of the engine's folder in the user's cache."""
+
+RETRIES = (0.1, 0.2, 0.4)
+"""Seconds to wait before another attempt at replacing a file that is in use."""
 
 
 def cache_folder() -> Path:
@@ -31,17 +35,24 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside `target`: it becomes `target` if the block succeeds and is deleted if it fails."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".splice-{secrets.token_hex(6)}{target.suffix}")  # short: long names have no room
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; pictures and weights are to be shared
-        temporary.replace(target)
+        _replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Moves a file. Windows refuses while a viewer, virus scanner or cloud drive reads the target, mostly briefly."""
+    for seconds in RETRIES:
+        try:
+            temporary.replace(target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    temporary.replace(target)
 
 
 def check_place(path: Path, overwrite: bool = False) -> None:
@@ -52,20 +63,33 @@ def check_place(path: Path, overwrite: bool = False) -> None:
         overwrite: Whether a file that is there may be replaced.
 
     Raises:
-        SpliceError: It is there already, or its folder is missing or read-only.
+        SpliceError: It is there already, its name is too long, or its folder is missing or read-only.
     """
+    try:
+        path.stat()
+        exists = True
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
+    except OSError as error:
+        raise write_error(path, error) from None
     if path.is_dir():
         raise SpliceError(f"cannot write {path}: it is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise SpliceError(f"{path} is there already: choose another name, or replace it with --overwrite")
+    if exists and not overwrite:
+        raise SpliceError(
+            f"{path} is there already: choose another name, or overwrite it (--overwrite, in Python overwrite=True)"
+        )
     if not path.parent.is_dir():
         raise SpliceError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK):
-        raise SpliceError(f"cannot write {path}: no permission to write in {path.parent}")
+        raise SpliceError(f"cannot write {path}: no permission to write in {path.parent}; choose another folder")
 
 
 def write_error(path: Path, error: Exception) -> SpliceError:
     """The message for a file that the system refused to write."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    detail = "the disk is full" if full else " ".join(str(getattr(error, "strerror", None) or error).split())
-    return SpliceError(f"cannot write {path}: {detail}; make room or choose another place")
+    code = getattr(error, "errno", None)
+    detail, advice = " ".join(str(getattr(error, "strerror", None) or error).split()), "choose another place"
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        detail, advice = "the disk is full", "make room or choose another place"
+    elif code == errno.ENAMETOOLONG:
+        detail, advice = "the name is too long", "choose a shorter one"
+    return SpliceError(f"cannot write {path}: {detail}; {advice}")

@@ -3,15 +3,15 @@
 An engine picture is a `[B, 3, H, W]` float32 tensor in 0..1, sRGB; a mask is `[1, 1, H, W]`, likewise, with 1 selected.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from .decoding import FLOAT_WHITE, OVERSHOOT, has_alpha, open_picture
 from .errors import SpliceError
 from .files import atomic_path, check_place, write_error
 
@@ -27,12 +27,15 @@ LEAST_MASK = 0.01
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 WRITABLE = (".png", *JPEG, ".webp", ".tif", ".tiff", ".bmp")
 
+MOST_PIXELS = {**dict.fromkeys(JPEG, 65_500), ".webp": 16_383}
+"""Most pixels of a side, for formats with a limit that pictures meet."""
+
 
 def load_picture(path: str | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
     """Reads a picture file.
 
-    EXIF rotation is applied; 16-bit, grey, palette and CMYK pictures become RGB; transparency is blended with
-    `background`.
+    EXIF rotation is applied and an embedded colour profile converted; 16-bit, float, grey, palette and CMYK pictures
+    become RGB; transparency is blended with `background`.
 
     Args:
         path: Any format Pillow reads.
@@ -44,10 +47,10 @@ def load_picture(path: str | Path, background: tuple[int, int, int] = (255, 255,
     Raises:
         SpliceError: The file is missing, broken or not a picture.
     """
-    image = _open(path)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _to_deep_grey(image)
-    if _has_alpha(image):
+    image = open_picture(Path(path))
+    if image.mode == "F":
+        return torch.from_numpy(np.array(image))[None, None].repeat(1, 3, 1, 1)
+    if has_alpha(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba)
     return from_pil(image)
@@ -62,8 +65,8 @@ def load_alpha(path: str | Path) -> Tensor | None:
     Raises:
         SpliceError: The file is missing, broken or not a picture.
     """
-    image = _open(path)
-    return _to_tensor(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
+    image = open_picture(Path(path))
+    return _to_tensor(image.convert("RGBA").getchannel("A")) if has_alpha(image) else None
 
 
 def load_mask(path: str | Path) -> Tensor:
@@ -123,6 +126,25 @@ def check_writable(path: Path, overwrite: bool = False) -> None:
     check_place(path, overwrite)
 
 
+def check_format(path: Path, size: tuple[int, int], alpha: bool = False) -> None:
+    """Checks that a file's format holds a picture, likewise before the work.
+
+    Args:
+        path: Its suffix names the format.
+        size: (height, width) of the picture.
+        alpha: Whether its transparency is to be kept.
+
+    Raises:
+        SpliceError: The picture is too large for the format, or the format has no transparency.
+    """
+    suffix = path.suffix.lower()
+    most = MOST_PIXELS.get(suffix)
+    if most is not None and max(size) > most:
+        raise SpliceError(f"cannot write {path}: {suffix} holds at most {most} pixels a side; end the name in .png")
+    if alpha and suffix in JPEG:
+        raise SpliceError(f"cannot keep the transparency in {path}: {suffix} has none; end the name in .png")
+
+
 def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
     """Checks a single picture and brings it to `[1, 3, H, W]` float32, clamped to 0..1.
 
@@ -147,8 +169,7 @@ def check_picture(picture: Tensor, what: str = "picture") -> Tensor:
     low, high = picture.aminmax()
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise SpliceError(f"the {what} has pixels that are not numbers (NaN or infinite): fix the step that made it")
-    if low < -0.5 or high > 1.5:
-        raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; pictures are in 0..1: divide by 255?")
+    _check_range(low.item(), high.item(), what)
     return picture.clamp(0, 1)
 
 
@@ -156,25 +177,38 @@ def check_mask(mask: Tensor, what: str = "mask") -> Tensor:
     """Checks a mask and brings it to `[1, 1, H, W]` float32, clamped to 0..1.
 
     Args:
-        mask: `[1, 1, H, W]` or `[1, H, W]`, 0..1 with 1 selected, of any size.
+        mask: `[1, 1, H, W]`, `[1, H, W]` or `[H, W]`, 0..1 with 1 selected, of any size.
         what: Its name in error messages.
 
     Raises:
         SpliceError: Wrong shape, values that are not finite or far outside 0..1, or a mask that selects nothing.
     """
-    if mask.ndim == 3:
-        mask = mask[None]
+    if mask.ndim in (2, 3):
+        mask = mask[(None,) * (4 - mask.ndim)]
     if mask.ndim != 4 or mask.shape[:2] != (1, 1) or not mask.numel():
         raise SpliceError(f"the {what} must be one mask [1, 1, H, W], not {list(mask.shape)}")
     mask = mask.detach().float()
     low, high = mask.aminmax()
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise SpliceError(f"the {what} has values that are not numbers (NaN or infinite): fix the step that made it")
-    if low < -0.5 or high > 1.5:
-        raise SpliceError(f"the {what} has values from {low:.3g} to {high:.3g}; masks are in 0..1: divide by 255?")
+    _check_range(low.item(), high.item(), what)
     if high < LEAST_MASK:
         raise SpliceError(f"the {what} selects nothing: make what it should select white (1) and the rest black (0)")
     return mask.clamp(0, 1)
+
+
+def _check_range(low: float, high: float, what: str) -> None:
+    """Raises a SpliceError, which says what to do, where values are far outside 0..1."""
+    if low >= -0.5 and high <= OVERSHOOT:
+        return
+    if low < -0.5:
+        signed = low >= -1.5 and 0.5 < high <= 1.5
+        advice = "of a range of -1..1, add 1 and divide by 2" if signed else "fix the step that made the negative ones"
+    elif high <= FLOAT_WHITE:
+        advice = "brighter than white, so tone-map or clamp them"
+    else:
+        advice = f"divide by {255 if high <= OVERSHOOT * 255 else 65_535}"
+    raise SpliceError(f"the {what} has values from {low + 0.0:.3g} to {high + 0.0:.3g}, not in 0..1: {advice}")
 
 
 def sides(picture: Tensor) -> tuple[int, int]:
@@ -237,40 +271,6 @@ def to_pil(picture: Tensor) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """Converts a Pillow image to an engine picture `[1, 3, H, W]`."""
     return _to_tensor(image.convert("RGB"))
-
-
-def _open(path: str | Path) -> Image.Image:
-    path = Path(path)
-    if not path.is_file():
-        raise SpliceError(f"no picture at {path}: check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises below
-            with Image.open(path) as opened:
-                opened.load()
-                return ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:
-        raise SpliceError(f"{path} is not a picture that Pillow can read: convert it to PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise SpliceError(
-            f"{path} is larger than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels: shrink it first"
-        ) from None
-    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        raise SpliceError(f"{path} is damaged ({' '.join(str(error).split())}): save or fetch it again") from None
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-
-
-def _to_deep_grey(image: Image.Image) -> Tensor:
-    """A grey picture of more than 8 bits as `[1, 3, H, W]`; Pillow's own conversion would clip it to white."""
-    grey = np.asarray(image, dtype=np.float32)
-    peak = float(grey.max())
-    white = next((limit for limit in (1.0, 255.0, 65535.0) if peak <= limit), peak)
-    if image.mode.startswith("I;16"):
-        white = 65535.0
-    return torch.from_numpy(grey / white)[None, None].clamp(0, 1).repeat(1, 3, 1, 1)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -1,14 +1,14 @@
-"""Shared by the commands: options, interruption, logs, and saving the result of a long run."""
+"""Shared by the commands: options, interruption, and what they print."""
 
 import argparse
 import dataclasses
-import json
+import io
+import logging
 import math
 import signal
-import tempfile
+import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,7 @@ from typing import Any, Protocol, get_args
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SpliceError
-from ..files import write_error
-from ..images import save_picture
+from ..images import check_picture, load_picture
 from ..settings import Recipe
 from ..training.run import Step
 from ..vit.backbone import Backbone
@@ -27,11 +25,29 @@ from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import DTYPES, pick_device, pick_dtype
 from .weights import download_bar
 
-INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C ended."""
+OPAQUE = "of a picture with transparency, the opaque part"
+"""Help of a mask."""
 
 PRESET_DEFAULTS = "recipe (default: the preset's own number; in brackets that of `paper`)"
 """Title of the options of a recipe that has presets."""
+
+
+class Remarks(logging.Handler):
+    """Prints what the engine logs as lines on stderr, beside a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"splice: {record.getMessage()}", file=sys.stderr)
+
+
+REMARKS = Remarks()
+
+
+def prepare_console() -> None:
+    """Has the engine's remarks printed, and characters replaced that the console's encoding lacks."""
+    logging.getLogger("splice_engine").addHandler(REMARKS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 class Run(Protocol):
@@ -92,119 +108,16 @@ def iterate_with_bar(run: Run, quiet: bool, name: str | None = None) -> Iterator
                 return
 
 
-def report_end(taken: int, steps: int, seconds: float, written: Iterable[Path | None]) -> int:
-    """Prints how a run ended and the files that it has written; returns the exit status.
-
-    Args:
-        taken: Steps that were taken.
-        steps: Steps of the whole run; fewer taken means that Ctrl-C ended it.
-        seconds: How long it took.
-        written: The files; None is left out.
-    """
-    names = ", ".join(str(path) for path in written if path)
-    if taken < steps:
-        print(f"interrupted after {taken} of {steps} steps; the picture so far: {names}")
-        return INTERRUPTED
-    print(f"{taken} steps in {seconds:.0f} s: {names}")
-    return 0
-
-
-def save_result(picture: Tensor, path: Path, alpha: Tensor | None = None) -> Path:
-    """Saves the result of a run; where `path` cannot be written any more, in the system's temporary folder.
-
-    Args:
-        picture: `[1, 3, H, W]` in 0..1.
-        path: Where it goes; a file that is there is replaced.
-        alpha: Optional `[1, 1, H, W]` transparency.
-
-    Returns:
-        `path`.
-
-    Raises:
-        SpliceError: `path` cannot be written; the message says where the picture is instead.
-    """
-    try:
-        save_picture(picture, path, alpha, overwrite=True)
-        return path
-    except SpliceError as error:
-        try:
-            rescue = Path(tempfile.mkdtemp(prefix="splice-")) / "rescued.png"
-            save_picture(picture, rescue, alpha)
-        except (OSError, SpliceError):
-            raise error from None
-        raise SpliceError(f"{error}. The picture is safe in {rescue}") from None
-
-
-class Log:
-    """Lines of JSON in a file. Where a line cannot be written, the run goes on; `check` raises the error at its end.
-
-    Args:
-        path: The file, which is replaced; None writes nothing.
-
-    Raises:
-        SpliceError: The file cannot be opened.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._error: OSError | None = None
-        try:
-            self._file = None if path is None else path.open("wb", buffering=0)
-        except OSError as error:
-            assert path is not None
-            raise write_error(path, error) from None
-
-    def write(self, values: dict[str, float]) -> None:
-        """Adds a line."""
-        if self._file is not None and self._error is None:
-            try:
-                self._file.write(json.dumps(values).encode() + b"\n")
-            except OSError as error:
-                self._error = error
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-
-    def check(self) -> None:
-        """Raises a SpliceError where a line could not be written."""
-        if self.path is not None and self._error is not None:
-            raise write_error(self.path, self._error)
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a file that a `Log` has written.
-
-    Raises:
-        SpliceError: There is no such file, or it is not a log.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise SpliceError(f"cannot read {path} ({reason}): name a file that --log wrote") from None
-    steps = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            steps.append({name: float(value) for name, value in json.loads(line).items()})
-        except (ValueError, TypeError, AttributeError):
-            raise SpliceError(f"line {number} of {path} is not a step: name a file that --log wrote") from None
-    return steps
-
-
-def check_distinct(paths: Sequence[Path]) -> None:
-    """Raises a SpliceError where two outputs have the same path."""
-    for path, count in Counter(path.absolute() for path in paths).items():
-        if count > 1:
-            raise SpliceError(f"{path} is named for two outputs: give each a name of its own")
-
-
 def load_backbone(options: argparse.Namespace) -> Backbone:
     """Loads the backbone that the options name, onto their device."""
     device = pick_device(options.device)
     with download_bar() as progress:
         return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device), progress=progress)
+
+
+def load_one(path: Path, what: str | None = None) -> Tensor:
+    """Loads a picture that the method can work with; errors call it `what`, or by its path."""
+    return check_picture(load_picture(path), what or str(path))
 
 
 def recipe_options(recipe: type[Recipe], options: argparse.Namespace) -> dict[str, Any]:
@@ -290,3 +203,13 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *DTYPES),
         help="precision of the ViT's matrix products (default: %(default)s)",
     )
+
+
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of one or several blocks."""
+    layers = parser.add_mutually_exclusive_group()
+    for flag, several, text in (
+        ("--layer", 1, "block of the ViT (default: the deepest)"),
+        ("--layers", "+", "several, side by side"),
+    ):
+        layers.add_argument(flag, dest="layers", type=int, nargs=several, default=[-1], metavar="N", help=text)

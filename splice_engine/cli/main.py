@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from ..errors import SpliceError
 from ..vit.devices import is_out_of_memory
-from .analysis import add_ablate, add_attention, add_curves, add_invert, add_pca, add_similarity
-from .common import INTERRUPTED
+from .analysis import add_attention, add_pca, add_similarity
+from .common import prepare_console
 from .demo import add_demo
+from .experiments import add_ablate, add_curves, add_invert
+from .outputs import INTERRUPTED
 from .transfer import add_apply, add_instant, add_measure, add_transfer
 from .weights import add_weights
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, `USER_ERROR` or `INTERRUPTED`.
     """
+    prepare_console()
     options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)

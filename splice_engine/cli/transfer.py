@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..analysis.metrics import measure
 from ..errors import SpliceError
 from ..files import check_place
 from ..images import (
+    check_format,
     check_mask,
     check_picture,
     check_writable,
@@ -25,6 +27,7 @@ from ..images import (
     load_mask,
     load_picture,
     save_picture,
+    sides,
 )
 from ..matching.instant import InstantTransfer
 from ..settings import DEFAULT_PRESET, PRESETS, VIT_SIZE, InstantSettings, Settings, preset
@@ -32,9 +35,9 @@ from ..training.generator import Generator
 from ..training.rendering import render
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
-from ..vit.devices import pick_device
+from ..vit.devices import is_out_of_memory, pick_device
 from .common import (
-    Log,
+    OPAQUE,
     add_backbone,
     add_device,
     add_dtype,
@@ -42,14 +45,12 @@ from .common import (
     add_pair,
     add_quiet,
     add_settings,
-    check_distinct,
     iterate_with_bar,
     load_backbone,
     parse_count,
     recipe_options,
-    report_end,
-    save_result,
 )
+from .outputs import Log, Outputs, check_distinct, report_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ def run_apply(options: argparse.Namespace) -> int:
     """Applies a saved generator to a picture."""
     check_writable(options.output, options.overwrite)
     picture = check_picture(load_picture(options.picture))
+    check_format(options.output, sides(picture))
     device = pick_device(options.device)
     generator = Generator.load(options.generator, device)
     result = render(generator, picture.to(device), size=generator.metadata.get("size"))
@@ -219,16 +221,28 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
     started = time.monotonic()
     with closing(Log(options.log)) as log:
         _take_steps(run, log, started, inputs.alpha, options)
-    result = run.image()
-    path = save_result(result, options.output, inputs.alpha)
-    if options.save_generator:
-        run.generator.save(options.save_generator)
-    if options.strip:
-        row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
-        save_picture(from_pil(comparison_strip(row)), options.strip, overwrite=True)
-    log.check()
-    written = (path, options.strip, options.save_generator, options.log)
-    return report_end(run.step, run.steps, time.monotonic() - started, written)
+    outputs = Outputs()
+    result = _render(run, outputs, options)
+    row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
+    outputs.write(options.output, partial(save_picture, result, alpha=inputs.alpha, overwrite=True))
+    outputs.write(options.strip, partial(save_picture, from_pil(comparison_strip(row)), overwrite=True))
+    outputs.write(options.save_generator, run.generator.save)
+    outputs.write(options.log, log.check)
+    outputs.check()
+    return report_end(run.step, run.steps, time.monotonic() - started, outputs.written)
+
+
+def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Tensor:
+    """The picture of a run; where memory does not suffice for it, the generator is written all the same."""
+    try:
+        return run.image()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    outputs.write(options.save_generator, run.generator.save)
+    outputs.check()
+    kept = f"the generator is in {options.save_generator}" if outputs.written else "--save-generator keeps the training"
+    raise SpliceError(f"out of memory for the result at full size: shrink the structure picture; {kept}")
 
 
 def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace) -> None:
@@ -239,7 +253,9 @@ def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, o
         if every and run.step % every == 0 and run.step < run.steps:
             try:
                 save_picture(run.image(), _number(options.output, run.step), alpha, overwrite=True)
-            except SpliceError as error:  # an intermediate picture is not worth the run
+            except (SpliceError, RuntimeError, MemoryError) as error:  # an intermediate picture is not worth the run
+                if not (isinstance(error, SpliceError) or is_out_of_memory(error)):
+                    raise
                 tqdm.write(f"splice: {error}", file=sys.stderr)
                 every = None
 
@@ -250,8 +266,10 @@ def _load_inputs(options: argparse.Namespace) -> Inputs:
         None if path is None else check_mask(load_mask(path), f"mask {path}")
         for path in (options.structure_mask, options.appearance_mask)
     )
+    structure = check_picture(load_picture(options.structure), "structure picture")
+    check_format(options.output, sides(structure), options.keep_alpha)
     return Inputs(
-        check_picture(load_picture(options.structure), "structure picture"),
+        structure,
         check_picture(load_picture(options.appearance), "appearance picture"),
         load_alpha(options.structure) if options.keep_alpha else None,
         structure_mask,
@@ -269,5 +287,5 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add_pair(parser)
     add_output(parser)
     parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")
-    parser.add_argument("--structure-mask", type=Path, metavar="FILE", help="white where the picture may change")
-    parser.add_argument("--appearance-mask", type=Path, metavar="FILE", help="white where the appearance is taken from")
+    for picture, text in (("structure", "the picture may change"), ("appearance", "the appearance is taken from")):
+        parser.add_argument(f"--{picture}-mask", type=Path, metavar="FILE", help=f"white where {text}; {OPAQUE}")

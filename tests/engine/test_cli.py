@@ -26,12 +26,14 @@ from splice_engine import (
     Inversion,
     SpliceError,
     Transfer,
+    images,
     load_picture,
     preset,
     save_picture,
 )
-from splice_engine.cli.common import Log
+from splice_engine.analysis import heatmaps
 from splice_engine.cli.main import build_parser
+from splice_engine.cli.outputs import Log
 from splice_engine.images import load_alpha, resize
 
 VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu")
@@ -78,7 +80,7 @@ def analyse(splice, files):
     def run(command, *extra, picture=files.structure, output=files.result):
         arguments = {
             "pca": ("--size", 112),
-            "similarity": ("--point", 0.4, 0.3),
+            "similarity": () if "--mask" in extra and "mask.png" not in extra else ("--point", 0.4, 0.3),
             "attention": ("--size", 112),
             "invert": ("--size", 84, "--steps", 1, "--quiet"),
             "ablate": (files.appearance, "--size", 64, "--vit-size", 56, "--steps", 1, "--quiet"),
@@ -412,6 +414,7 @@ def test_bad_checkpoints(kind, transfer, files):
         ("out/there.png", "there already"),
         ("in/structure.png", "there already"),
         ("in/structure.png/result.png", "no folder"),
+        (f"out/{'long' * 80}.png", "the name is too long"),
     ],
 )
 def test_bad_outputs(output, part, command, splice, transfer, analyse, files):
@@ -459,6 +462,8 @@ BAD_ANALYSES = {
     "a negative point": ("similarity", ("--point", -1, 0), "outside of the picture"),
     "no point": ("similarity", ("--point", "nan", 0), "outside of the picture"),
     "point and mask": ("similarity", ("--mask", "mask.png"), "not allowed with"),
+    "a mask that selects nothing": ("similarity", ("--mask", "{root}/in/black.png"), "selects nothing"),
+    "log over the result": ("invert", ("--log", "{root}/out/result.png"), "named for two outputs"),
     "mask over the result": ("similarity", ("--mask-out", "{root}/out/result.png"), "named for two outputs"),
     "mask of no format": ("attention", ("--mask-out", "{root}/out/mask.txt"), "'.txt' is no picture format"),
     "no such head": ("attention", ("--head", 6), "6 heads"),
@@ -480,6 +485,7 @@ BAD_ANALYSES = {
 @pytest.mark.parametrize("kind", BAD_ANALYSES)
 def test_bad_options_of_an_analysis(kind, analyse, files):
     command, options, part = BAD_ANALYSES[kind]
+    Image.new("L", (30, 30)).save(files.root / "in" / "black.png")
     before = tree(files.root)
     refused(analyse(command, *(str(option).format(root=files.root) for option in options)), files, before, part)
 
@@ -541,6 +547,23 @@ def test_similarity_with_another_picture_and_a_mask(splice, files):
     assert load_picture(files.result).shape[-2:] == (80, 66)
 
 
+@pytest.mark.parametrize("half", ["opaque", "white"])
+def test_every_command_reads_a_mask_in_one_way(half, splice, files):
+    """A cut-out selects what is opaque, as for a transfer."""
+    area = torch.zeros(1, 1, *SHAPE)
+    area[..., 5:30, 28:50] = 1
+    save_picture(area.expand(1, 3, -1, -1), files.other)
+    command = ("similarity", files.structure, "-o", files.result, *VIT, "--mask", files.other)
+    assert splice(*command).status == 0
+    expected = load_picture(files.result)
+    if half == "opaque":
+        save_picture(load_picture(files.structure), files.other, area, overwrite=True)
+    else:
+        save_picture(area.expand(1, 3, -1, -1) * torch.tensor([1.0, 0, 0]).view(3, 1, 1), files.other, overwrite=True)
+    assert splice(*command, "--overwrite").status == 0
+    assert torch.equal(load_picture(files.result), expected)
+
+
 def test_attention(analyse, files):
     mask = files.root / "out" / "mask.png"
     assert analyse("attention", "--mask-out", mask).out.strip() == f"{files.result}, {mask}"
@@ -579,6 +602,75 @@ def test_curves(transfer, splice, files):
     assert files.strip.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["transfer", "instant", "apply", "pca", "similarity", "attention", "invert"])
+def test_what_a_format_cannot_hold_is_refused_before_the_work(command, splice, files, monkeypatch, analyse, transfer):
+    monkeypatch.setitem(images.MOST_PIXELS, ".webp", 80)
+    path = files.result.with_suffix(".webp")
+    Generator().save(files.generator)
+    before = tree(files.root)
+    if command == "apply":
+        result = splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
+    elif command == "instant":
+        result = splice("instant", files.structure, files.appearance, "-o", path, *VIT)
+    elif command in ANALYSES:
+        result = analyse(command, output=path)
+    else:
+        result = transfer("--steps", 1, output=path)
+    refused(result, files, before, "at most 80 pixels")
+
+
+def test_transparency_that_a_format_cannot_hold(transfer, files):
+    before = tree(files.root)
+    result = transfer("--steps", 1, "--keep-alpha", output=files.result.with_suffix(".jpg"))
+    refused(result, files, before, "transparency", ".png")
+
+
+NAMES = ("фото.png", "写真 100% {x}.png", "a b'\".png", "-dash.png")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252:strict", "ascii", "ascii:strict", "utf-8"])
+def test_a_console_of_any_encoding(encoding, process, files):
+    """What it cannot print is replaced; the file has its name."""
+    output = files.root / "out" / "выход.png"
+    shutil.copy(files.structure, files.root / "in" / NAMES[0])
+    Generator().save(files.generator)
+    given = ("apply", files.generator, files.root / "in" / NAMES[0], "-o", output, "--device", "cpu")
+    result = process(*given, env={"PYTHONIOENCODING": encoding}, encoding=encoding.partition(":")[0])
+    assert (result.status, result.err) == (0, "")
+    assert ("выход" if encoding == "utf-8" else "?????.png") in result.out
+    assert load_picture(output).shape[-2:] == SHAPE
+
+
+def test_help_on_a_console_of_ascii(process):
+    result = process("transfer", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert (result.status, result.err) == (0, "")
+    assert "mps ?" in result.out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_kind(name, analyse, files):
+    """As a picture's name it stands on the sheet too."""
+    picture, output = files.root / "in" / name, files.root / "out" / name
+    shutil.copy(files.structure, picture)
+    result = analyse("pca", "--layers", 1, 2, picture=picture, output=output)
+    assert (result.status, result.out, result.err) == (0, f"{output}\n", "")
+    assert output.is_file()
+
+
+def test_the_longest_name_that_the_system_has_can_be_written(analyse, files):
+    output = files.root / "out" / f"{'n' * 251}.png"
+    assert analyse("attention", output=output).status == 0
+    assert output.is_file()
+
+
+def test_a_remark_of_the_engine_is_one_line(analyse, files):
+    picture = files.root / "in" / "float.tif"
+    Image.linear_gradient("L").convert("F").save(picture)
+    result = analyse("attention", picture=picture)
+    assert result.status == 0
+    assert result.err == f"splice: {picture} has values up to 255 and does not tell which is white: 255 is taken\n"
+
+
 def test_a_process_says_one_line_too(process, files):
     """Nothing that is imported adds a warning of its own."""
     before = tree(files.root)
@@ -613,7 +705,7 @@ def test_a_log_that_cannot_be_written(tmp_path):
             log.write({"step": 0})
             log.write({"step": 1})
         with pytest.raises(SpliceError, match="cannot write /dev/full: the disk is full"):
-            log.check()
+            log.check(full)
 
 
 @pytest.mark.parametrize(
@@ -654,16 +746,65 @@ def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-def test_a_result_that_cannot_be_written_any_more_is_rescued(transfer, during, files, monkeypatch):
+@pytest.mark.parametrize("gone", ["result", "strip", "generator", "everything"])
+def test_what_cannot_be_written_any_more_is_rescued_and_the_rest_is_written(gone, transfer, during, files, monkeypatch):
+    """Folders go away while the run goes on: a drive is pulled out, a network share lost."""
     rescue = files.root / "rescue"
     rescue.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(rescue))
-    during(Transfer, 1, lambda: shutil.rmtree(files.result.parent))
-    result = transfer("--steps", 2)
-    (saved,) = rescue.rglob("*.png")
+    places = {name: files.root / name / getattr(files, name).name for name in ("result", "strip", "generator")}
+    for path in places.values():
+        path.parent.mkdir()
+    lost = list(places) if gone == "everything" else [gone]
+    during(Transfer, 1, lambda: [shutil.rmtree(places[name].parent) for name in lost])
+    writes = ("--strip", places["strip"], "--save-generator", places["generator"], "--log", files.log)
+    result = transfer("--steps", 2, *writes, output=places["result"])
     assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
-    assert f"safe in {saved}" in result.err
-    assert load_picture(saved).shape[-2:] == SHAPE
+    assert {name for name, path in places.items() if path.is_file()} == places.keys() - set(lost)
+    assert len(files.log.read_text().splitlines()) == 2
+    saved = [path for path in rescue.rglob("*") if path.is_file()]
+    assert len(saved) == len(lost)
+    for path in saved:
+        assert f"safe in {path}" in result.err
+        assert load_picture(path).numel() if path.suffix == ".png" else Generator.load(path)
+    for name, path in places.items():
+        assert (f"cannot write {path}" in result.err) == (name in lost)
+        assert (str(path) in result.err.partition("(written: ")[2]) == (name not in lost)
+
+
+def test_a_mask_is_written_although_its_picture_cannot_be(analyse, files, monkeypatch):
+    mask, heat = files.root / "mask.png", heatmaps.SimilarityMap.mask
+
+    def lose(*arguments):
+        shutil.rmtree(files.result.parent, ignore_errors=True)
+        return heat(*arguments)
+
+    monkeypatch.setattr(heatmaps.SimilarityMap, "mask", lose)
+    result = analyse("similarity", "--mask-out", mask)
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
+    assert load_picture(mask).shape[-2:] == SHAPE
+
+
+def lack_memory(*_arguments):
+    raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 3221225472 bytes.")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_training_survives_a_lack_of_memory_for_the_last_rendering(kept, transfer, files, monkeypatch):
+    monkeypatch.setattr(Transfer, "image", lack_memory)
+    result = transfer("--steps", 2, *(("--save-generator", files.generator) if kept else ()))
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
+    assert "out of memory for the result at full size" in result.err
+    assert (str(files.generator) if kept else "--save-generator") in result.err
+    assert files.generator.exists() == kept
+
+
+def test_a_lack_of_memory_for_an_intermediate_picture_does_not_end_a_run(transfer, files, monkeypatch):
+    image = Transfer.image
+    monkeypatch.setattr(Transfer, "image", lambda run: lack_memory() if run.steps_left else image(run))
+    result = transfer("--steps", 3, "--every", 1)
+    assert (result.status, len(result.err.splitlines())) == (0, 1)
+    assert files.result.is_file()
 
 
 def test_a_failed_intermediate_picture_does_not_end_a_run(transfer, during, files):

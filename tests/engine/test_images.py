@@ -4,6 +4,8 @@ import io
 import itertools
 import math
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from splice_engine import SpliceError, load_picture, save_picture
-from splice_engine.images import check_picture, check_writable, load_alpha, resize, short_side_size
+from splice_engine import SpliceError, decoding, load_picture, save_picture
+from splice_engine.images import check_format, check_picture, check_writable, load_alpha, resize, short_side_size
 
 HEIGHT, WIDTH = 70, 80
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
@@ -65,11 +67,18 @@ def written(tmp_path):
         (Image.fromarray(DEEP.astype(np.int32)), ".tif", grey(RAMP), 1e-5),
         (Image.fromarray(RAMP.astype(np.float32)), ".tif", grey(RAMP), 1e-6),
         (Image.fromarray((RAMP * 255).astype(np.float32)), ".tif", grey(RAMP), 1e-6),
+        (Image.fromarray((RAMP * 382).astype(np.float32)), ".tif", grey(np.minimum(RAMP * 382 / 255, 1)), 1e-6),
+        (Image.fromarray((RAMP * 65535).astype(np.float32)), ".tif", grey(RAMP), 1e-6),
         (Image.fromarray((RAMP * 1.5 - 0.5).astype(np.float32)), ".tif", grey(np.maximum(RAMP * 1.5 - 0.5, 0)), 1e-6),
+        (Image.fromarray((RAMP * 1.02).astype(np.float32)), ".tif", grey(np.minimum(RAMP * 1.02, 1)), 1e-6),
+        (Image.fromarray((RAMP * 12).astype(np.float32)), ".tif", grey(np.minimum(RAMP * 12, 1)), 1e-6),
+        (Image.fromarray(BYTES[..., 0].astype(np.int32)), ".tif", grey(BYTES[..., 0] / 255), 1e-6),
+        (Image.fromarray(DEEP // 1000), ".pgm", grey(DEEP // 1000 / 65535), 1e-6),
     ],
     ids=[
         *("RGB PNG", "RGB BMP", "RGB TIFF", "L", "1", "P", "CMYK", "YCbCr", "I;16 PNG", "I;16 TIFF", "dark I;16"),
-        *("I", "F in 0..1", "F in 0..255", "F below 0"),
+        *("I", "F in 0..1", "F in 0..255", "F above 255", "F in 0..65535", "F below 0", "F above 1"),
+        *("F with highlights", "I of 8 bits", "dark PGM"),
     ],
 )
 def test_modes(image, suffix, expected, tolerance, written):
@@ -78,6 +87,127 @@ def test_modes(image, suffix, expected, tolerance, written):
     assert picture.dtype == torch.float32
     assert picture.is_contiguous()
     assert np.abs(colours(picture) - expected).max() <= tolerance + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.fromarray((RAMP * 240).astype(np.float32)), ["up to 240", "255 is taken"]),
+        (Image.fromarray(DEEP.astype(np.int32)), ["up to 65535", "65535 is taken"]),
+        (Image.fromarray((RAMP * 1.02).astype(np.float32)), []),
+        (Image.fromarray(DEEP), []),
+    ],
+    ids=["F in 0..255", "I", "F above 1", "I;16"],
+)
+def test_a_guess_of_white_is_said(image, said, written, caplog):
+    written(image, ".tif")
+    assert len(caplog.messages) == bool(said)
+    assert all(part in caplog.messages[0] for part in said)
+
+
+def srgb_curve(value):
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def profile(colorants, curve=srgb_curve):
+    """An ICC profile of version 2: the XYZ of red, green and blue under D50, or grey, and the curve of all channels."""
+    curved = (curve(np.linspace(0, 1, 1024)) * 65535).round().astype(">u2").tobytes()
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)}
+    for letter, xyz in zip("rgb", colorants, strict=False):
+        tags[f"{letter}XYZ".encode()] = b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * v) for v in xyz))
+    for letter in "rgb" if colorants else "k":
+        tags[f"{letter}TRC".encode()] = b"curv\0\0\0\0" + struct.pack(">I", 1024) + curved
+    place, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">2I", place + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    space = b"RGB " if colorants else b"GRAY"
+    header = struct.pack(">I4sI4s4s4s", place + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return header + table + body
+
+
+P3 = profile([(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)])
+SRGB = profile([(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)])
+LINEAR_GREY = profile([], lambda value: value)
+REDDISH = Image.new("RGB", (80, 70), (220, 40, 40))
+MANAGED = (240, 0, 21)
+"""What another colour management makes of `REDDISH` in P3."""
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_a_profile_becomes_srgb(suffix, written):
+    options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".jpg" else {}
+    found = colours(written(REDDISH, suffix, icc_profile=P3, **options))[5, 5] * 255
+    assert np.abs(found - MANAGED).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "P with transparency"])
+def test_a_profile_and_transparency(mode, tmp_path):
+    image, options = REDDISH.convert("RGBA") if mode == "RGBA" else REDDISH.quantize(8), {}
+    if mode == "RGBA":
+        image.putalpha(Image.new("L", image.size, 51))
+    elif mode != "P":
+        options = {"transparency": 255}  # of the palette, and nowhere in the picture
+    path = tmp_path / "a.png"
+    image.save(path, icc_profile=P3, **options)
+    expected = over(MANAGED, 51, (255, 255, 255)) if mode == "RGBA" else np.array(MANAGED) / 255
+    assert np.abs(colours(load_picture(path))[5, 5] - expected).max() <= 4 / 255
+    alpha = load_alpha(path)
+    assert (alpha is None) if mode == "P" else (alpha == (0.2 if mode == "RGBA" else 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"), [(Image.fromarray(BYTES[..., 0]), BYTES[..., 0] / 255), (Image.fromarray(DEEP), RAMP)]
+)
+def test_a_profile_of_grey(image, expected, written):
+    """Linear light becomes what sRGB encodes it as."""
+    found = srgb_curve(colours(written(image, ".tif", icc_profile=LINEAR_GREY)))
+    assert np.abs(found - grey(expected)).max() <= 2 / 255
+
+
+@pytest.mark.parametrize(("embedded", "said"), [(SRGB, False), (P3[:300], True), (b"no profile", True)])
+def test_other_profiles_leave_the_picture_as_it_is(embedded, said, written, caplog):
+    """sRGB itself bit for bit, and a broken one with a line."""
+    assert np.abs(colours(written(RGB, icc_profile=embedded)) - BYTES / 255).max() < 1e-6
+    assert len(caplog.messages) == said
+    assert not said or "broken colour profile, which is ignored" in caplog.messages[0]
+
+
+HEIF = b"\0\0\0\x18ftyp"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("phone.heic", HEIF + b"heic\0\0\0\0mif1heic", ["HEIC", "pip install pillow-heif"]),
+        ("renamed.jpg", HEIF + b"mif1\0\0\0\0mif1heic", ["HEIC", "pip install pillow-heif"]),
+        ("a.jxl", b"\xff\x0a" + bytes(40), ["JPEG XL", "pip install pillow-jxl-plugin"]),
+        ("boxed.jxl", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), ["JPEG XL"]),
+        ("camera.NEF", b"MM\0\x2a", ["camera's raw file", "develop"]),
+        ("light.exr", b"\x76\x2f\x31\x01", ["linear light", "tone-map"]),
+        ("drawing.svg", b"<svg/>", ["drawing", "export"]),
+        ("clip.mp4", HEIF + b"isom\0\0\0\0", ["video", "frames"]),
+    ],
+)
+def test_a_format_that_pillow_cannot_read_is_named(name, content, parts, tmp_path, monkeypatch):
+    for plugin in decoding.PLUGINS.values():
+        monkeypatch.setitem(sys.modules, plugin.module, None)  # as if it were not installed
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SpliceError) as refusal:
+        load_picture(tmp_path / name)
+    assert all(part in str(refusal.value) for part in [name, *parts])
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_installed_package_reads_its_format(tmp_path):
+    """It is imported only where a file needs it."""
+    heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "a.heic"
+    heif.from_pillow(RGB).save(path, quality=95)
+    code = f"from splice_engine import load_picture; print(load_picture({str(path)!r}).mean().item())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(child.stdout) == pytest.approx(COLOURS.mean(), abs=0.02)
 
 
 def test_cmyk_jpeg(written):
@@ -195,6 +325,23 @@ def test_a_format_that_is_let_through_before_the_work_can_be_written_after_it(su
         assert "no picture format" in refused
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jfif", ".webp", ".tif", ".bmp"])
+def test_what_a_format_cannot_hold_is_said_before_the_work(suffix, tmp_path):
+    """A picture just within the limit of a side can be written."""
+    path = tmp_path / f"a{suffix}"
+    longest = {".jpg": 65_500, ".jfif": 65_500, ".webp": 16_383}.get(suffix)
+    if longest is not None:
+        with pytest.raises(SpliceError, match=rf"at most {longest} pixels.*\.png"):
+            check_format(path, (1, longest + 1))
+    check_format(path, (longest or 70_000, 1))
+    save_picture(torch.rand(1, 3, longest or 70_000, 1), path)
+    if suffix in (".jpg", ".jfif"):
+        with pytest.raises(SpliceError, match=r"transparency.*\.png"):
+            check_format(path, (1, 1), alpha=True)
+    else:
+        check_format(path, (1, 1), alpha=True)
+
+
 def encoded(format):
     stream = io.BytesIO()
     RGB.save(stream, format)
@@ -307,9 +454,13 @@ def test_shrinking_is_antialiased():
         (torch.zeros(1, 3, 64, 64).index_fill(3, torch.tensor(7), math.nan), "not numbers"),
         (torch.zeros(1, 3, 64, 64).index_fill(2, torch.tensor(7), math.inf), "not numbers"),
         (torch.zeros(1, 3, 64, 64).index_fill(2, torch.tensor(7), -math.inf), "not numbers"),
-        (torch.randint(256, (1, 3, 64, 64)).float(), r"0 to 2.*0\.\.1.*divide by 255"),
-        (torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), "divide by 255"),
-        (torch.full((1, 3, 64, 64), -1.0), "values from -1 to -1"),
+        (torch.randint(256, (1, 3, 64, 64)).float(), r"0 to 2.*0\.\.1.*divide by 255$"),
+        (torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), "divide by 255$"),
+        (torch.linspace(0, 65535, 64).expand(1, 3, 64, 64), "divide by 65535$"),
+        (torch.linspace(0, 5, 64).expand(1, 3, 64, 64), "brighter than white"),
+        (torch.linspace(-1, 1, 64).expand(1, 3, 64, 64), r"from -1 to 1, .* add 1 and divide by 2"),
+        (torch.full((1, 3, 64, 64), -1.0), "values from -1 to -1.*negative"),
+        (-torch.linspace(0, 1, 64).expand(1, 3, 64, 64), "values from -1 to 0, .*negative"),
     ],
 )
 def test_check_picture_says_what_is_wrong(picture, message):
