@@ -61,7 +61,7 @@ class SelfSimilarity(io.ComfyNode):
     def execute(cls, features: Features) -> io.NodeOutput:
         with engine_context():
             similarity = self_similarity(features)
-            return io.NodeOutput(similarity, to_image([similarity[:, None].clamp(0, 1).expand(-1, 3, -1, -1)]))
+            return io.NodeOutput(similarity, to_image([similarity.matrix[:, None].clamp(0, 1).expand(-1, 3, -1, -1)]))
 
 
 class BlendFeatures(io.ComfyNode):

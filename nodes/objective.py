@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..splice_engine import Appearance, Features, Identity, SpliceError, Structure, Term
+from ..splice_engine import Appearance, Features, Identity, SelfSimilarity, Structure, Term
 from . import sockets
 from .memory import engine_context
 from .schema import make_schema
@@ -52,10 +52,7 @@ class AppearanceTerm(io.ComfyNode):
     @classmethod
     def execute(cls, weight: float, layer: int, objective=None, backbone=None, target: Features | None = None):
         with engine_context():
-            if target is not None and len(target.cls) > 1:
-                raise SpliceError("the fixed appearance is a batch of pictures: blend them, or give one picture")
-            fixed = None if target is None else target.cls
-            return append_term(objective, Appearance, backbone, weight=weight, layer=layer, fixed=fixed)
+            return append_term(objective, Appearance, backbone, weight=weight, layer=layer, fixed=target)
 
 
 class StructureTerm(io.ComfyNode):
@@ -79,8 +76,9 @@ class StructureTerm(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, weight: float, layer: int, objective=None, backbone=None, target=None) -> io.NodeOutput:
-        return append_term(objective, Structure, backbone, weight=weight, layer=layer, fixed=target)
+    def execute(cls, weight: float, layer: int, objective=None, backbone=None, target: SelfSimilarity | None = None):
+        with engine_context():
+            return append_term(objective, Structure, backbone, weight=weight, layer=layer, fixed=target)
 
 
 class IdentityTerm(io.ComfyNode):
@@ -97,4 +95,5 @@ class IdentityTerm(io.ComfyNode):
 
     @classmethod
     def execute(cls, weight: float, layer: int, objective=None, backbone=None) -> io.NodeOutput:
-        return append_term(objective, Identity, backbone, weight=weight, layer=layer)
+        with engine_context():
+            return append_term(objective, Identity, backbone, weight=weight, layer=layer)

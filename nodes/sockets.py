@@ -9,7 +9,7 @@ Features = io.Custom("SPLICE_FEATURES")
 """The engine's `Features`."""
 
 Similarity = io.Custom("SPLICE_SIMILARITY")
-"""A self-similarity matrix `[B, 1+N, 1+N]`."""
+"""The engine's `SelfSimilarity`."""
 
 Objective = io.Custom("SPLICE_OBJECTIVE")
 """A tuple of `objective.TermInput`: terms, and the backbones that they name."""

@@ -24,7 +24,7 @@ from .training.transfer import Transfer
 from .vit.backbone import Backbone, Request
 from .vit.catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
 from .vit.dense import dense_features
-from .vit.features import Features, blend, self_similarity
+from .vit.features import Features, SelfSimilarity, blend, self_similarity
 
 __all__ = [
     "CATALOGUE",
@@ -52,6 +52,7 @@ __all__ = [
     "Pictures",
     "Reconstruction",
     "Request",
+    "SelfSimilarity",
     "Settings",
     "SimilarityMap",
     "SpliceError",

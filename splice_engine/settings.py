@@ -168,7 +168,7 @@ class Settings(InstantSettings):
     vit_size: int = _setting(VIT_SIZE, "short side in pixels of what the ViT gets", low=32, high=2048)
     vit_longest: int = _setting(VIT_LONGEST, "most pixels of the long side of what the ViT gets", low=32)
     ema: float = _setting(
-        0.0, "decay of a moving average of the generator, which then makes the picture; 0: off", low=0, high=1
+        0.0, "decay of a moving average of the generator, which then makes the picture; 0: off", low=0, high=0.9999
     )
     compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
     recompute: bool = _setting(False, "compute activations twice instead of keeping them: less memory, more time")

@@ -1,5 +1,6 @@
 """Feature inversion: a picture from which a ViT extracts a given feature (paper, section 3.1 and supplement)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property
@@ -25,6 +26,9 @@ NOISE_CHANNELS = 32
 INVERSION_CHANNELS = (16, 32, 64, 128, 128, 128)
 """Width of each level of the network, finest first."""
 
+LEAST_SIDE = 2 ** len(INVERSION_CHANNELS) + 1
+"""Pixels of the shortest side that leaves the deepest level two places to pad and to normalise over."""
+
 
 class Inversion:
     """A run that inverts one feature: iterate to train, leave the loop to stop, take the picture whenever you like.
@@ -43,7 +47,8 @@ class Inversion:
     Attributes:
         settings: The recipe.
         step: Steps taken so far.
-        size: (height, width) in pixels of the picture that is made, on the patch grid.
+        size: (height, width) in pixels of the picture that is made, on the patch grid; its short side is larger than
+            the recipe's where the network needs it.
 
     Raises:
         SpliceError: Unknown layer or facet, or a picture that `check_picture` refuses.
@@ -64,8 +69,10 @@ class Inversion:
         self.picture = check_picture(picture)
         self.request = Request(backbone.resolve(layer), facet)
         self.backbone = backbone
-        longest = max(settings.size, VIT_LONGEST)
-        self.size = backbone.grid_size(*sides(self.picture), short=settings.size, longest=longest)
+        height, width = sides(self.picture)
+        least = math.ceil(LEAST_SIDE / backbone.patch) * backbone.patch
+        longest = max(settings.size, VIT_LONGEST, math.ceil(least * max(height, width) / min(height, width)))
+        self.size = backbone.grid_size(height, width, short=max(settings.size, least), longest=longest)
         self.step = 0
         self.generator = Generator(INVERSION_CHANNELS, settings.seed, NOISE_CHANNELS).to(self.device)
         self._rng = torch.Generator().manual_seed(settings.seed)

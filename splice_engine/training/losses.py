@@ -5,6 +5,7 @@ picture: "output" is G(a), "reconstruction" is G(b), "structure" is a, "appearan
 as a of the matched image, which semantic matching paints without training.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +18,7 @@ from ..errors import SpliceError
 from ..images import resize, sides
 from ..settings import VIT_LONGEST, VIT_SIZE, Settings
 from ..vit.backbone import Backbone, Request
-from ..vit.features import cosine_similarity_matrix
+from ..vit.features import Features, SelfSimilarity, cosine_similarity_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,10 @@ class Term(ABC):
     """One weighted loss between an output of the generator and its target.
 
     Attributes:
-        weight: Factor of the loss in the objective's total.
+        weight: Factor of the loss in the objective's total, at least 0.
+
+    Raises:
+        SpliceError: A weight below 0, or one that is no number.
     """
 
     weight: float = 1.0
@@ -33,6 +37,10 @@ class Term(ABC):
     name: ClassVar[str]
     output: ClassVar[str]
     target: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise SpliceError(f"the weight of the {self.name} term must be at least 0, not {self.weight:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +50,19 @@ class FeatureTerm(Term):
     Attributes:
         layer: Index of the block, 0 the first, -1 the last.
         backbone: The ViT of this term; None takes the objective's own.
-        fixed: A descriptor to compare with in place of that of the target picture.
+        fixed: What to compare with in place of the target picture, of the same ViT and block: `Features` for the
+            appearance term, a `SelfSimilarity` of keys for the structure term.
     """
 
     layer: int = -1
     backbone: Backbone | None = None
-    fixed: Tensor | None = None
+    fixed: Features | SelfSimilarity | None = None
 
     facet: ClassVar[str]
     spatial: ClassVar[bool]
     """Whether the descriptor belongs to places in the picture, so that a fixed target fits the whole picture alone."""
+    fixed_kind: ClassVar[type[Features] | type[SelfSimilarity] | None] = None
+    """What a fixed target is; None where the term takes none."""
 
     @property
     def request(self) -> Request:
@@ -68,21 +79,52 @@ class FeatureTerm(Term):
             target_descriptor = self.descriptor(target, backbone)
         return F.mse_loss(self.descriptor(output, backbone), target_descriptor)
 
-    def distance_to_fixed(self, output: Tensor, backbone: Backbone) -> Tensor:
-        """The unweighted loss, a scalar, between a tensor of this term's facet and the fixed target.
+    def check_fixed(self, backbone: Backbone) -> None:
+        """Checks that the fixed target was made as this term's descriptors are.
 
         Raises:
-            SpliceError: They differ in shape.
+            SpliceError: It is of another ViT, block or facet, of several pictures, or this term takes none.
         """
+        if self.fixed is None:
+            return
+        if self.fixed_kind is None:
+            raise SpliceError(f"the {self.name} term compares random crops of the appearance: it takes no fixed target")
+        if not isinstance(self.fixed, self.fixed_kind):
+            raise SpliceError(f"a fixed target of the {self.name} term is of the class {self.fixed_kind.__name__}")
+        for what, needed in (
+            ("backbone", backbone.name),
+            ("layer", backbone.resolve(self.layer)),
+            ("facet", self.facet if isinstance(self.fixed, SelfSimilarity) else self.fixed.facet),
+        ):
+            given = getattr(self.fixed, what)
+            if given != needed:
+                raise SpliceError(
+                    f"the fixed target of the {self.name} term is of {what} {given}, but the term compares {needed}: "
+                    "make both the same"
+                )
+        count = len(self.fixed_descriptor())
+        if count > 1:
+            raise SpliceError(f"the fixed target of the {self.name} term is of {count} pictures: blend or pick one")
+
+    def fixed_descriptor(self, tokens: Tensor | None = None) -> Tensor:
+        """The descriptor of the fixed target, of those patches alone where `tokens` `[N]` is given."""
+        if isinstance(self.fixed, Features):
+            return self.fixed.cls
         assert self.fixed is not None
-        descriptor = self.descriptor(output, backbone)
-        if descriptor.shape != self.fixed.shape:
-            raise SpliceError(
-                f"the fixed target of the {self.name} term has shape {list(self.fixed.shape)}, but {backbone.name} "
-                f"gives {list(descriptor.shape)} for the output: take it from the structure picture, with the "
-                "same backbone and size"
-            )
-        return F.mse_loss(descriptor, self.fixed.to(descriptor))
+        if tokens is None:
+            return self.fixed.matrix
+        taken = torch.cat([tokens.new_ones(1), tokens]).to(self.fixed.matrix.device)
+        return self.fixed.matrix[:, taken][:, :, taken]
+
+    def distance_to_fixed(self, output: Tensor, backbone: Backbone, tokens: Tensor | None = None) -> Tensor:
+        """The unweighted loss, a scalar, between a tensor of this term's facet and the fixed target.
+
+        Args:
+            output: Of the output, or of its patches in `tokens` alone.
+            backbone: The ViT.
+            tokens: `[N]` booleans, the patches that take part; None for all.
+        """
+        return F.mse_loss(self.descriptor(output, backbone), self.fixed_descriptor(tokens).to(output))
 
     def loss(self, backbone: Backbone, output: Tensor, target: Tensor, size: int | None = VIT_SIZE) -> Tensor:
         """The unweighted loss, a scalar, between two pictures; differentiable in `output`.
@@ -116,6 +158,7 @@ class Appearance(FeatureTerm):
     weight: float = 10.0
     name: ClassVar[str] = "appearance"
     facet: ClassVar[str] = "cls"
+    fixed_kind: ClassVar[type[Features] | type[SelfSimilarity] | None] = Features
     spatial: ClassVar[bool] = False
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "appearance"
@@ -127,6 +170,7 @@ class Structure(FeatureTerm):
 
     name: ClassVar[str] = "structure"
     facet: ClassVar[str] = "key"
+    fixed_kind: ClassVar[type[Features] | type[SelfSimilarity] | None] = SelfSimilarity
     spatial: ClassVar[bool] = True
     output: ClassVar[str] = "output"
     target: ClassVar[str] = "structure"
@@ -230,12 +274,15 @@ def recipe_terms(settings: Settings) -> list[Term]:
     return [term for term in terms if term.weight > 0]
 
 
-def _cell_means(values: Tensor, cell: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Means of `[B, C, H, W]` over squares of pixels, and the share of each that a mask `[1, 1, H, W]` covers."""
+def _cell_means(values: Tensor, cell: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means of `[B, C, H, W]` over squares of pixels, and the share of each that is picture and, if given, mask.
+
+    The last squares may stick out of the picture; their means are of what is inside.
+    """
     if mask is None:
-        return F.avg_pool2d(values, cell), None
-    share = F.avg_pool2d(mask, cell, ceil_mode=True)  # the mask may lie in the last, incomplete cells
-    return F.avg_pool2d(values * mask, cell, ceil_mode=True) / share.clamp_min(1e-6), share
+        mask = values.new_ones(1, 1, *sides(values))
+    share, sums = (F.avg_pool2d(x, cell, ceil_mode=True, divisor_override=cell * cell) for x in (mask, values * mask))
+    return sums / share.clamp_min(1e-6), share
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

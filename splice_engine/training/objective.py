@@ -78,7 +78,7 @@ class Objective:
 
     Raises:
         SpliceError: No terms, a term that reads a block which its ViT does not have, or one with a fixed target that
-            no crop fits.
+            was made in another way.
     """
 
     def __init__(
@@ -99,10 +99,7 @@ class Objective:
             self.terms[term.name if not count else f"{term.name}_{count + 1}"] = term
             if isinstance(term, FeatureTerm):
                 self._backbone_for(term).resolve(term.layer)
-                if term.fixed is not None and term.output == "reconstruction":
-                    raise SpliceError(
-                        "the identity term compares random crops of the appearance, so it takes no fixed target"
-                    )
+                term.check_fixed(self._backbone_for(term))
         if not self.terms:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
 
@@ -110,6 +107,24 @@ class Objective:
     def needs_whole_pictures(self) -> bool:
         """Whether a term has a fixed target that belongs to places, so that it fits no crop."""
         return any(term.spatial and term.fixed is not None for term in self._feature_terms(None).values())
+
+    def check_grids(self, picture: Tensor) -> None:
+        """Checks that fixed targets that belong to places fit a whole picture `[1, 3, H, W]` at the size of training.
+
+        Raises:
+            SpliceError: One has another grid of patches.
+        """
+        for name, term in self._feature_terms(None).items():
+            if term.spatial and term.fixed is not None:
+                backbone = self._backbone_for(term)
+                height, width = vit_input_size(backbone, picture, self.size, self.longest)
+                grid = (height // backbone.patch, width // backbone.patch)
+                if term.fixed.grid != grid:
+                    raise SpliceError(
+                        f"the fixed target of the {name} term has {term.fixed.grid[1]}x{term.fixed.grid[0]} patches, "
+                        f"but the output has {grid[1]}x{grid[0]}: take it from a picture of the structure picture's "
+                        f"shape, at the size {self.size}"
+                    )
 
     def targets(self, pictures: Pictures, names: Sequence[str] | None = None) -> Targets:
         """Features of the pictures that outputs are compared with; arguments as for `losses`.
@@ -150,7 +165,7 @@ class Objective:
                 if term.fixed is None:
                     losses[name] = term.distance(features, targets[term.target, term], backbone)
                 else:
-                    losses[name] = term.distance_to_fixed(features, backbone)
+                    losses[name] = term.distance_to_fixed(features, backbone, self._tokens(pictures, term))
             elif isinstance(term, PictureTerm):
                 mask = pictures.mask_of(term.output)
                 losses[name] = term.loss(pictures[term.output], pictures[term.target], mask)
@@ -170,6 +185,14 @@ class Objective:
             for name, term in self.terms.items()
             if isinstance(term, FeatureTerm) and (names is None or name in names)
         }
+
+    def _tokens(self, pictures: Pictures, term: FeatureTerm) -> Tensor | None:
+        """The patches of a term's output that its mask covers, `[N]`; None without a mask."""
+        mask, backbone = pictures.mask_of(term.output), self._backbone_for(term)
+        if mask is None:
+            return None
+        size = vit_input_size(backbone, pictures[term.output], self.size, self.longest)
+        return covered_patches(mask, size, backbone.patch)
 
     def _backbone_for(self, term: FeatureTerm) -> Backbone:
         return term.backbone or self.backbone

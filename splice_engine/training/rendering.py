@@ -5,6 +5,8 @@ independent tiles. Large pictures are rendered layer by layer instead, and each 
 stay exact, and only the outputs of the convolutions, and one band of everything else, are in memory.
 """
 
+import copy
+import logging
 from typing import Protocol
 
 import torch
@@ -12,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import resize, short_side_size, sides
+from ..vit.devices import is_out_of_memory
 from .generator import SLOPE, ConvNorm, Generator, InstanceNorm
+
+log = logging.getLogger(__name__)
 
 WHOLE_PIXELS = 1_500_000
 """Pictures up to this many pixels are rendered in one piece."""
@@ -32,7 +37,7 @@ def render(
 
     At a larger size than it was trained at, a convolutional generator makes halos and colour casts, since its receptive
     field covers smaller parts of the picture. So on larger pictures its output contributes the detail, and its output
-    at the size of training the low frequencies.
+    at the size of training the low frequencies. Where the picture's device lacks the memory, the CPU renders it.
 
     Args:
         generator: On the picture's device.
@@ -43,6 +48,17 @@ def render(
     Returns:
         `[B, 3, H, W]` in 0..1.
     """
+    try:
+        return _render(generator, picture, size, whole_pixels)
+    except (RuntimeError, MemoryError) as error:
+        if picture.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    # Past the handler, whose traceback holds what the attempt took.
+    log.warning("out of memory on %s: the CPU renders the picture", picture.device)
+    return _render(copy.deepcopy(generator).cpu(), picture.cpu(), size, whole_pixels).to(picture.device)
+
+
+def _render(generator: Generator, picture: Tensor, size: int | None, whole_pixels: int) -> Tensor:
     if picture.shape[-2] * picture.shape[-1] <= whole_pixels:
         output: Tensor = generator(picture)
     else:

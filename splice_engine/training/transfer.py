@@ -34,8 +34,7 @@ class Transfer:
             print(step.index, step.total.item())
         result = run.image()
 
-    Leaving the loop loses nothing: `image()` renders what has been learnt, and a new loop goes on from there. The
-    constructor only checks and keeps what it is given; work begins with the first step.
+    Leaving the loop loses nothing: `image()` renders what has been learnt, a new loop goes on. Work begins in the loop.
 
     Args:
         structure: `[1, 3, H, W]` in 0..1: its structure is kept.
@@ -81,12 +80,13 @@ class Transfer:
             recipe_terms(settings), backbone, settings.vit_size, settings.vit_longest, settings.recompute
         )
         if self.objective.needs_whole_pictures:
+            self.objective.check_grids(to_training_size(self.picture, settings.size))
             settings = replace(settings, whole=1.0, flip=0.0)
         self.settings = settings
         self._starts_from_noise = generator is None and settings.warm_steps == 0
         start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
         self._trained = start.to(self.device)
-        self._trained.metadata.update(size=settings.size, backbone=backbone.name)
+        self._trained.metadata.update(size=min(settings.size or 2**31, *sides(self.picture)), backbone=backbone.name)
         self._average: AveragedModel | None = None
         if settings.ema:
             self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))

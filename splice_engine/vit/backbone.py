@@ -180,6 +180,7 @@ class Backbone(nn.Module):
             grid=(height // self.patch, width // self.patch),
             layer=self.resolve(layer),
             facet=facet,
+            backbone=self.name,
         )
 
     def attention(self, picture: Tensor, layer: int = -1, size: int | None = None) -> Tensor:

@@ -24,6 +24,7 @@ class Features:
         grid: (h, w) in patches; N = h·w.
         layer: Index of the block, 0 the first.
         facet: One of `FACETS`.
+        backbone: Name of the ViT.
     """
 
     cls: Tensor
@@ -32,6 +33,26 @@ class Features:
     grid: tuple[int, int]
     layer: int
     facet: str
+    backbone: str
+
+
+@dataclass(frozen=True)
+class SelfSimilarity:
+    """How alike the [CLS] token and the patches of a picture are, each to each.
+
+    Attributes:
+        matrix: `[B, 1+N, 1+N]`, cosines.
+        grid: (h, w) in patches; N = h·w.
+        layer: Index of the block, 0 the first.
+        facet: What is compared, one of `FACETS`.
+        backbone: Name of the ViT.
+    """
+
+    matrix: Tensor
+    grid: tuple[int, int]
+    layer: int
+    facet: str
+    backbone: str
 
 
 def cosine_similarity_matrix(x: Tensor) -> Tensor:
@@ -40,14 +61,11 @@ def cosine_similarity_matrix(x: Tensor) -> Tensor:
     return unit @ unit.transpose(-2, -1)
 
 
-def self_similarity(features: Features) -> Tensor:
+def self_similarity(features: Features) -> SelfSimilarity:
     """Cosine similarity of all pairs among the [CLS] token and the patches (paper, section 3).
 
     Args:
         features: Of `facet` "key" for the paper's descriptor. Registers are left out.
-
-    Returns:
-        `[B, 1+N, 1+N]`, cosines.
 
     Raises:
         SpliceError: The features are a blend of pictures whose grids differ, so that there are no patches.
@@ -56,7 +74,8 @@ def self_similarity(features: Features) -> Tensor:
         raise SpliceError(
             "these features blend pictures of different shapes and hold no patches: crop them to one shape"
         )
-    return cosine_similarity_matrix(torch.cat([features.prefix[:, :1], features.tokens], dim=1))
+    matrix = cosine_similarity_matrix(torch.cat([features.prefix[:, :1], features.tokens], dim=1))
+    return SelfSimilarity(matrix, features.grid, features.layer, features.facet, features.backbone)
 
 
 def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:
@@ -73,8 +92,11 @@ def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:
         SpliceError: Features that cannot be blended, or no weight above 0.
     """
     first = features[0]
-    if any((f.layer, f.facet, f.prefix.shape) != (first.layer, first.facet, first.prefix.shape) for f in features):
-        raise SpliceError("only features of one backbone, layer, facet and number of pictures can be blended")
+    for what in ("backbone", "layer", "facet"):
+        if len(values := dict.fromkeys(str(getattr(f, what)) for f in features)) > 1:
+            raise SpliceError(f"features of {what} {' and '.join(values)} cannot be blended: extract all from one")
+    if len(counts := dict.fromkeys(str(len(f.cls)) for f in features)) > 1:
+        raise SpliceError(f"features of {' and '.join(counts)} pictures cannot be blended: give as many of each")
     if min(weights) < 0 or not sum(weights) > 0:
         raise SpliceError("weights of a blend must be at least 0, and one of them above 0")
     shares = [weight / sum(weights) for weight in weights]

@@ -16,6 +16,7 @@ from splice_engine import (
     render,
     similarity_map,
 )
+from splice_engine.images import resize
 from splice_engine.vit.devices import is_out_of_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -95,6 +96,21 @@ def test_inversion_learns(there, pair, facet):
 def test_large_pictures_are_rendered_as_whole_ones(pair, gap):
     generator, picture = Generator().cuda(), pair[0].cuda()
     assert gap(render(generator, picture, whole_pixels=0), render(generator, picture)) < 1e-4
+
+
+def test_what_does_not_fit_the_device_is_rendered_on_the_cpu(pair, gap, caplog):
+    generator, picture = Generator(), resize(pair[0], (1000, 1300))
+    expected = render(generator, picture)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(100e6 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        result = render(generator.cuda(), picture.cuda())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (len(caplog.messages), result.device.type) == (1, "cuda")
+    assert "the CPU renders the picture" in caplog.messages[0]
+    assert next(generator.parameters()).device.type == "cuda"
+    assert gap(result.cpu(), expected) < 1e-5
 
 
 def test_lack_of_memory_is_recognised():

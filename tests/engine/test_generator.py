@@ -168,7 +168,7 @@ def test_files_that_are_no_generators(write, message, tmp_path):
     write(path)
     with pytest.raises(SpliceError, match=message) as refusal:
         Generator.load(path)
-    assert str(path) in str(refusal.value)
+    assert str(refusal.value).count(str(path)) == 1
     assert "\n" not in str(refusal.value)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from splice_engine import Inversion, SpliceError, ablation, inversion_preset, preset
+from splice_engine import Backbone, Inversion, SpliceError, ablation, inversion_preset, preset
 from splice_engine.images import resize, sides
 from splice_engine.training.inversion import INVERTIBLE
 from splice_engine.training.transfer import Transfer
@@ -56,6 +56,23 @@ def test_sizes_of_the_picture(begin):
     assert run.image().shape[-2:] == run.size == (70, 98)
     assert run.image(97).shape[-2:] == (97, 123)
     assert sides(run.picture) == (97, 123)
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (512, 64), (100, 700), (64, 64), (97, 770), (400, 401)], ids=str)
+@pytest.mark.parametrize("size", [72, 224])
+@pytest.mark.parametrize("patch", [8, 14, 16])
+def test_pictures_of_every_aspect_are_inverted(shape, size, patch, tiny_model):
+    """The network halves six times: short sides are larger than asked for where it needs that."""
+    backbone = Backbone(tiny_model())
+    backbone.patch = patch  # what the sizes depend on
+    run = Inversion(torch.rand(1, 3, *shape), backbone, inversion_preset("fast", size=size, steps=1))
+    assert all(side % patch == 0 for side in run.size)
+    assert min(run.size) >= 65
+    assert min(run.size) <= max(size, 65) + patch
+    aspect = max(shape) / min(shape)
+    assert max(run.size) / min(run.size) == pytest.approx(aspect, rel=0.5 * patch / min(run.size) + 0.01)
+    assert run.image().shape[-2:] == run.size
+    assert run.image().isfinite().all()
 
 
 @pytest.mark.parametrize("facet", INVERTIBLE)

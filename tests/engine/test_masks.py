@@ -361,7 +361,7 @@ def test_with_both_masks_descriptors_tell_an_objects_parts_apart(backbone, pair)
         (torch.full((1, 1, 9, 9), 255.0), "divide by 255"),
         (torch.ones(2, 1, 9, 9), r"one mask \[1, 1, H, W\], not \[2, 1, 9, 9\]"),
         (torch.ones(1, 3, 9, 9), "one mask"),
-        (torch.ones(9, 9), "one mask"),
+        (torch.ones(9), "one mask"),
         (torch.ones(1, 1, 0, 9), "one mask"),
     ],
     ids=str,
@@ -380,6 +380,7 @@ def test_bad_masks_are_refused(mask, message, pair, tiny):
 
 def test_masks_of_other_kinds_are_let_in():
     assert torch.equal(check_mask(torch.ones(1, 4, 5, dtype=torch.bool)), torch.ones(1, 1, 4, 5))
+    assert torch.equal(check_mask(torch.ones(4, 5)), torch.ones(1, 1, 4, 5))
     assert check_mask(torch.tensor([[[[0.0, 1.001]]]])).max() == 1
 
 

@@ -1,5 +1,6 @@
 """The terms and their sum."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from splice_engine import (
     Appearance,
+    Colour,
     Contrast,
     Identity,
     Objective,
@@ -155,7 +157,7 @@ def test_structure_ignores_registers(kind, tiny):
     other[:, 0] = 0.5
     assert Structure().distance(other, keys, backbone).item() > 0
     features = backbone.features(torch.rand(1, 3, 64, 80), layer=1)
-    assert self_similarity(features).shape[-1] == features.tokens.shape[1] + 1
+    assert self_similarity(features).matrix.shape[-1] == features.tokens.shape[1] + 1
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -183,7 +185,7 @@ def test_the_size_at_which_the_vit_gets_a_picture(size, expected, tiny, square):
 def test_a_fixed_target_replaces_the_picture(tiny, square):
     backbone, other = tiny(), square["structure"]
     features = backbone.features(other, size=56)
-    terms = [Appearance(fixed=features.cls), Structure(fixed=self_similarity(features))]
+    terms = [Appearance(fixed=features), Structure(fixed=self_similarity(features))]
     fixed = Objective(terms, backbone, size=56).losses(square)
     free = Objective([Appearance(), Structure()], backbone, size=56).losses(replace(square, appearance=other))
     assert {name: loss.item() for name, loss in fixed.items()} == pytest.approx(
@@ -191,11 +193,71 @@ def test_a_fixed_target_replaces_the_picture(tiny, square):
     )
 
 
-def test_a_fixed_target_of_another_shape_is_refused(tiny, square):
-    backbone = tiny()
-    similarity = self_similarity(backbone.features(square["structure"], size=42))
-    with pytest.raises(SpliceError, match=r"fixed target of the structure term .* take it from the structure picture"):
-        Objective([Structure(fixed=similarity)], backbone, size=56).losses(square)
+def test_a_fixed_structure_of_another_grid_is_refused_before_the_work(tiny, pair):
+    backbone, settings = tiny(), preset("paper", steps=1, size=64, vit_size=56)
+    similarity = self_similarity(backbone.features(pair[0], size=42))
+    objective = Objective([Structure(fixed=similarity)], backbone, size=56)
+    with pytest.raises(SpliceError, match=r"structure term has 4x3 patches, but the output has 5x4: .* at the size 56"):
+        Transfer(*pair, backbone, settings, objective)
+
+
+WRONG_TARGETS = {
+    "another backbone": (lambda vit: Appearance(fixed=vit("dino").features(PICTURE)), "of backbone tiny_dino, but"),
+    "another layer": (lambda vit: Appearance(fixed=vit().features(PICTURE, 0)), "of layer 0, but the term compares 2"),
+    "a batch": (lambda vit: Appearance(fixed=vit().features(PICTURE.expand(2, -1, -1, -1))), "of 2 pictures"),
+    "similarity for appearance": (lambda vit: Appearance(fixed=self_similarity(vit().features(PICTURE))), "Features"),
+    "backbone of a structure": (
+        lambda vit: Structure(fixed=self_similarity(vit("dino").features(PICTURE))),
+        "structure term is of backbone tiny_dino, but the term compares tiny_dinov2",
+    ),
+    "layer of a structure": (lambda vit: Structure(fixed=self_similarity(vit().features(PICTURE, 1))), "of layer 1"),
+    "facet of a structure": (
+        lambda vit: Structure(fixed=self_similarity(vit().features(PICTURE, facet="token"))),
+        "of facet token, but the term compares key",
+    ),
+    "features for structure": (lambda vit: Structure(fixed=vit().features(PICTURE)), "SelfSimilarity"),
+    "identity": (lambda vit: Identity(fixed=vit().features(PICTURE)), "random crops"),
+}
+PICTURE = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", WRONG_TARGETS)
+def test_a_fixed_target_that_does_not_fit_its_term_is_refused_by_name(kind, tiny):
+    make, message = WRONG_TARGETS[kind]
+    with pytest.raises(SpliceError, match=message):
+        Objective([make(tiny)], tiny())
+
+
+def test_a_fixed_target_of_the_terms_own_backbone_and_facet(tiny, square):
+    """[CLS] is the same beside any facet; -1 and the last block's number are one layer."""
+    own = tiny("dino", seed=1)
+    features = own.features(square["appearance"], layer=2, facet="value", size=56)
+    term = Appearance(backbone=own, fixed=features)
+    loss = Objective([term], tiny(), size=56).losses(square)["appearance"]
+    expected = Objective([Appearance(backbone=own)], tiny(), size=56).losses(square)["appearance"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_fixed_structure_within_a_mask(tiny, square):
+    """Of the target, too, only the patches that the mask covers take part."""
+    backbone, mask = tiny(), torch.zeros(1, 1, 70, 70)
+    mask[..., 10:50, 20:70] = 1
+    masked = replace(square, structure_mask=mask)
+    target = self_similarity(backbone.features(square["structure"], size=56))
+    losses = [
+        Objective([Structure(fixed=fixed)], backbone, size=56).losses(given)["structure"].item()
+        for fixed, given in ((target, masked), (target, square))
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    same = replace(masked, output=square["structure"])
+    assert Objective([Structure(fixed=target)], backbone, size=56).losses(same)["structure"].item() < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("term", TERMS)
+def test_a_weight_that_is_none_is_refused(term, weight):
+    with pytest.raises(SpliceError, match=f"weight of the {term.name} term must be at least 0"):
+        term(weight=weight)
 
 
 def test_a_run_with_a_fixed_structure_trains_on_the_whole_picture(tiny, pair):
@@ -207,12 +269,6 @@ def test_a_run_with_a_fixed_structure_trains_on_the_whole_picture(tiny, pair):
     run = Transfer(structure, appearance, backbone, settings, objective)
     assert [set(step.losses) for step in run] == [{"structure", "whole_structure"}, *3 * [{"structure"}]]
     assert (run.settings.whole, run.settings.flip) == (1, 0)
-
-
-def test_a_fixed_identity_is_refused(tiny, pair):
-    backbone = tiny()
-    with pytest.raises(SpliceError, match="random crops"):
-        Objective([Identity(fixed=backbone.features(pair[1]).tokens)], backbone)
 
 
 def test_an_objective_without_terms_is_refused(tiny):
@@ -246,10 +302,38 @@ def test_blend_refuses_weights_without_a_mean(weights, tiny, square):
         blend([features, features], weights)
 
 
-def test_blend_refuses_different_layers(tiny, square):
-    backbone = tiny()
-    with pytest.raises(SpliceError, match="one backbone, layer, facet"):
-        blend([backbone.features(square["output"], layer=layer) for layer in (0, 1)], [1, 1])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (("dino", {}), "of backbone tiny_dinov2 and tiny_dino cannot be blended"),
+        (("dinov2", {"layer": 0}), "of layer 2 and 0 cannot be blended"),
+        (("dinov2", {"facet": "token"}), "of facet key and token cannot be blended"),
+    ],
+)
+def test_blend_refuses_features_of_two_kinds_by_name(other, message, tiny, square):
+    kind, options = other
+    with pytest.raises(SpliceError, match=message):
+        blend([tiny().features(square["output"]), tiny(kind).features(square["output"], **options)], [1, 1])
+
+
+def test_blend_refuses_other_numbers_of_pictures(tiny, square):
+    one, two = square["output"], torch.cat([square["output"], square["structure"]])
+    with pytest.raises(SpliceError, match="of 1 and 2 pictures cannot be blended"):
+        blend([tiny().features(one), tiny().features(two)], [1, 1])
+
+
+@pytest.mark.parametrize("term", [Colour, Contrast])
+def test_the_last_incomplete_squares_count_by_their_area(term):
+    """At 40x50 pixels, squares of 16 leave strips at the right and at the bottom."""
+    rng = torch.Generator().manual_seed(3)
+    output, target = torch.rand(2, 1, 3, 40, 50, generator=rng)
+    output = output.requires_grad_()
+    term().loss(output, target).backward()
+    assert (output.grad.abs().amax(dim=(0, 1)) > 0).all()
+    constant = torch.zeros(1, 3, 40, 50)
+    constant[..., 48:] = 1  # a sixteenth of a square's width: 2 of 50 columns
+    if term is Colour:
+        assert term().loss(constant, torch.zeros_like(constant)).item() == pytest.approx(2 / 50, rel=1e-5)
 
 
 def test_contrast_is_that_of_squares_whatever_their_colour(pair):

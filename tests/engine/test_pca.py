@@ -15,7 +15,7 @@ from splice_engine.vit.features import Features
 
 def features_of(tokens, grid):
     nothing = torch.zeros(len(tokens), 1, tokens.shape[-1])
-    return Features(nothing[:, 0], tokens, nothing, grid, 0, "key")
+    return Features(nothing[:, 0], tokens, nothing, grid, 0, "key", "none")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_components_of_the_self_similarity_rows_are_those_of_the_whole_matrix(no
 
 def test_of_one_picture_it_is_the_papers_matrix(noise):
     entry = noise[1]
-    matrix = self_similarity(entry)[0, 1:, 1:]
+    matrix = self_similarity(entry).matrix[0, 1:, 1:]
     expected = PCA(3, svd_solver="full").fit_transform(matrix.double().numpy())
     same_up_to_sign(flat(pca([entry], self_similarity=True)), expected)
 

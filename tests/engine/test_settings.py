@@ -72,7 +72,7 @@ def test_whole_numbers_are_numbers_and_no_size_is_full_size():
         ({"whole_every": -1}, "whole_every"),
         ({"vit_size": 31}, "vit_size"),
         ({"vit_longest": 31}, "vit_longest"),
-        ({"ema": 1.5}, "ema"),
+        ({"ema": 1.0}, "ema must be from 0 to 0.9999, not 1.0"),
     ],
     ids=str,
 )

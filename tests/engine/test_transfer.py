@@ -315,6 +315,13 @@ def test_size_is_that_of_training_only(size, begin):
     assert run.image().shape[-2:] == (97, 123)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(64, 64), (512, 97), (None, 97)])
+def test_a_generator_keeps_the_size_that_it_was_trained_at(size, expected, pair, vit):
+    """Not the size asked for: the picture may be smaller, or no size asked for."""
+    run = Transfer(*pair, vit, preset("paper", steps=1, size=size, vit_size=56))
+    assert run.generator.metadata["size"] == expected == min(run.pair.structure.shape[-2:])
+
+
 @pytest.mark.parametrize("warm_steps", [0, 2])
 def test_a_run_and_the_global_rng_leave_each_other_alone(warm_steps, begin, pair):
     kept = [picture.clone() for picture in pair]
