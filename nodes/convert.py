@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..splice_engine import Features, SpliceError
-from ..splice_engine.images import check_picture
+from ..splice_engine.images import LEAST_MASK, check_picture
 
 
 def from_image(image: Tensor, what: str) -> list[Tensor]:
@@ -27,6 +27,9 @@ def from_image(image: Tensor, what: str) -> list[Tensor]:
     Raises:
         SpliceError: An empty batch, or a picture that cannot be worked with.
     """
+    if image.ndim != 4:
+        shape = list(image.shape)
+        raise SpliceError(f"the {what} must be an IMAGE [B, H, W, C], not {shape}: fix the node that made it")
     if not len(image):
         raise SpliceError(f"the {what} is an empty batch: fix the node that made it")
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
@@ -34,12 +37,28 @@ def from_image(image: Tensor, what: str) -> list[Tensor]:
     return [check_picture(picture, what) for picture in copies.split(1)]
 
 
-def from_mask(mask: Tensor | None) -> Tensor | None:
-    """A MASK `[B, h, w]` as engine masks `[B, 1, h, w]`, copied to the CPU.
+def from_mask(mask: Tensor | None, what: str = "mask") -> Tensor | None:
+    """A MASK as engine masks `[B, 1, h, w]`, copied to the CPU.
 
-    An all-zero one is none: `LoadImage` gives such, of 64x64 pixels, for every picture without transparency.
+    One that is zero as a whole is none: `LoadImage` gives such, of 64x64 pixels, where there is no transparency.
+
+    Args:
+        mask: `[B, h, w]`; other nodes give `[h, w]`, `[B, 1, h, w]` or `[B, h, w, 1]` too.
+        what: How to call it in an error message.
+
+    Raises:
+        SpliceError: Another shape.
     """
-    return None if mask is None or not mask.any() else mask[:, None].to("cpu", torch.float32, copy=True)
+    if mask is None or not mask.any():
+        return None
+    shape = list(mask.shape)
+    if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[3]):
+        mask = mask[:, 0] if mask.shape[1] == 1 else mask[..., 0]
+    elif mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3:
+        raise SpliceError(f"the {what} must be a MASK [B, H, W], not {shape}: fix the node that made it")
+    return mask[:, None].to("cpu", torch.float32, copy=True)
 
 
 def to_image(pictures: Sequence[Tensor]) -> Tensor:
@@ -77,6 +96,11 @@ class ImagePair:
         """The masks by the engine's names."""
         return {"structure_mask": self.structure_mask, "appearance_mask": self.appearance_mask}
 
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether one of the masks is empty: of a clip's masks, where the object is not in the frame."""
+        return any(mask is not None and bool(mask.max() < LEAST_MASK) for mask in self.masks.values())
+
 
 def split_pairs(
     structure: Tensor,
@@ -84,25 +108,27 @@ def split_pairs(
     structure_mask: Tensor | None = None,
     appearance_mask: Tensor | None = None,
 ) -> list[ImagePair]:
-    """Splits two IMAGEs and their MASKs into pairs: one for each structure picture.
+    """Splits two IMAGEs and their MASKs into pairs: as many as there are structure or appearance pictures.
 
     Raises:
-        SpliceError: Of anything else there is neither one for all pairs nor one for each, or a picture cannot be worked
-            with.
+        SpliceError: Of anything there is neither one for all pairs nor one for each, each pair has an empty mask, or a
+            picture cannot be worked with.
     """
-    a = from_image(structure, "structure picture")
-    b = _repeat(from_image(appearance, "appearance picture"), len(a), "appearance pictures")
-    a_masks, b_masks = (
-        _repeat([None] if mask is None else list(mask.split(1)), len(a), f"{what} masks")
-        for what, mask in (("structure", structure_mask), ("appearance", appearance_mask))
-    )
-    return [
-        ImagePair(*pictures, *(from_mask(mask) for mask in masks))
-        for pictures, masks in zip(zip(a, b, strict=True), zip(a_masks, b_masks, strict=True), strict=True)
-    ]
-
-
-def _repeat(given: list, count: int, what: str) -> list:
-    if len(given) not in (1, count):
-        raise SpliceError(f"{count} structure pictures need 1 or {count} {what}, not {len(given)}")
-    return given * (count // len(given))
+    given = {
+        "structure pictures": from_image(structure, "structure picture"),
+        "appearance pictures": from_image(appearance, "appearance picture"),
+    }
+    count = max(len(pictures) for pictures in given.values())
+    for what, mask in (("structure", structure_mask), ("appearance", appearance_mask)):
+        masks = from_mask(mask, f"{what} mask")
+        given[f"{what} masks"] = [None] if masks is None else list(masks.split(1))
+    for what, parts in given.items():
+        if len(parts) not in (1, count):
+            raise SpliceError(
+                f"{count} pairs need 1 or {count} {what}, not {len(parts)}: Image From Batch picks some of a batch"
+            )
+    columns = (parts * (count // len(parts)) for parts in given.values())
+    pairs = [ImagePair(*parts) for parts in zip(*columns, strict=True)]
+    if all(pair.is_left_alone for pair in pairs):
+        raise SpliceError("in each pair one of the masks selects nothing: paint what they should select in white")
+    return pairs

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import analysis, backbone, features, generator, measure, objective, transfer
 from .folders import register_folders
 from .progress import register_routes
+from .schema import check_limits
 
 
 class SpliceExtension(ComfyExtension):
@@ -13,7 +14,7 @@ class SpliceExtension(ComfyExtension):
         register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             transfer.AppearanceTransfer,
             transfer.InstantTransfer,
             backbone.LoadBackbone,
@@ -34,3 +35,4 @@ class SpliceExtension(ComfyExtension):
             analysis.InvertFeatures,
             analysis.Ablation,
         ]
+        return [check_limits(node) for node in nodes]

@@ -1,5 +1,7 @@
 """Generators: applied to other pictures, saved and loaded."""
 
+import os
+
 from comfy_api.latest import io
 
 from ..splice_engine import Generator, render
@@ -70,6 +72,15 @@ class LoadGenerator(io.ComfyNode):
             inputs=[generator_name_widget()],
             outputs=[sockets.Generator.Output("generator", tooltip="For Splice Apply Generator.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, generator_name: str) -> tuple[int, int] | None:
+        """Changes with the file, which may be replaced under its name."""
+        try:
+            status = os.stat(folders.generator_path(generator_name))
+        except OSError:  # a missing file is named when the node runs
+            return None
+        return status.st_mtime_ns, status.st_size
 
     @classmethod
     def execute(cls, generator_name: str) -> io.NodeOutput:

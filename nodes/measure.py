@@ -40,7 +40,7 @@ class Measure(io.ComfyNode):
             named = {"structure picture": structure, "appearance picture": appearance, "output": output}
             batches = [from_image(image, name) for name, image in named.items()]
             if any(len(batch) > 1 for batch in batches):
-                raise SpliceError("one result is measured at a time: pick one picture of the batch")
+                raise SpliceError("one result is measured at a time: Image From Batch picks one of a batch")
             (vit,) = load_to_device([backbone])
             m = measure(*(batch[0] for batch in batches), vit, layer, size)
             report = (

@@ -21,7 +21,7 @@ class Outcome:
     """What the runs of a batch left.
 
     Attributes:
-        image: IMAGE, one picture for each run.
+        image: IMAGE, one picture for each pair.
         generator: That of the last run, on the CPU.
         losses: Of each run, of each of its steps.
     """
@@ -82,9 +82,13 @@ def run_batch(
     terms: Sequence[Term] = (),
     start: Generator | None = None,
 ) -> Outcome:
-    """One run for each pair, all from the same start; arguments as for `train`."""
+    """One run for each pair that is not left alone, all from the same start; arguments as for `train`."""
     results, losses, progress = [], [], Progress(len(pairs) * settings.all_steps)
     for pair in pairs:
+        if pair.is_left_alone:
+            results.append(pair.structure)
+            progress.next(settings.all_steps)
+            continue
         run, steps = train(pair, patchers, settings, progress, terms, start)
         results.append(run.image().cpu())
         losses.append(steps)

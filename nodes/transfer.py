@@ -164,6 +164,9 @@ class InstantTransfer(io.ComfyNode):
             (vit,) = load_to_device([backbone])
             results = []
             for pair in pairs:
+                if pair.is_left_alone:
+                    results.append(pair.structure)
+                    continue
                 instant = engine.InstantTransfer.between(pair.structure, pair.appearance, vit, settings, **pair.masks)
                 results.append(instant.image().cpu())
             return io.NodeOutput(to_image(results))

@@ -25,6 +25,12 @@ SAFE_INTEGER = 2**53 - 1
 UNSET = {"steps": 0, "size": 0, "warm_steps": -1, "learning_rate": 0.0, "vit_size": 0}
 """By the names of the settings: -1 where 0 means something else."""
 
+HALF = (
+    "An empty mask is none; one among others leaves its picture alone. Load Image's MASK is what was painted in "
+    "MaskEditor or is transparent: InvertMask selects a cut-out object."
+)
+"""What a mask selects; the same picture as a file selects the opposite half on the command line."""
+
 BATCH = "A batch is one run for each picture, all with the same seed; the generator is then that of the last."
 
 
@@ -96,7 +102,8 @@ def pair_inputs(batch: str = BATCH) -> list[io.Input]:
         io.Image.Input("structure", tooltip=f"The picture whose structure is kept. {batch}"),
         io.Image.Input(
             "appearance",
-            tooltip="The picture whose appearance is transferred: one for all structure pictures, or as many.",
+            tooltip="The picture whose appearance is transferred: one for all structure pictures, or as many. Several "
+            "with one structure picture give as many results.",
         ),
     ]
 
@@ -106,12 +113,12 @@ def mask_inputs() -> list[io.Input]:
         io.Mask.Input(
             "structure_mask",
             optional=True,
-            tooltip="Where the structure picture may change; outside it stays as it is. An empty mask is none.",
+            tooltip=f"Where the structure picture may change; outside it stays as it is. {HALF}",
         ),
         io.Mask.Input(
             "appearance_mask",
             optional=True,
-            tooltip="The part of the appearance picture that is transferred. An empty mask is none.",
+            tooltip=f"The part of the appearance picture that is transferred. {HALF}",
         ),
     ]
 

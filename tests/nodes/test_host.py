@@ -213,15 +213,21 @@ PICTURE = torch.rand(1, 97, 123, 3, generator=torch.Generator().manual_seed(0))
         {"structure": PICTURE * 1.2 - 0.1},
         {"structure_mask": torch.zeros(1, 64, 64), "appearance_mask": torch.zeros(1, 64, 64)},
         {"structure_mask": torch.ones(1, 30, 40)},
+        {"structure_mask": torch.ones(30, 40), "appearance_mask": torch.ones(1, 1, 30, 40)},
+        {"structure_mask": torch.ones(1, 30, 40, 1)},
+        {"appearance": PICTURE.repeat(3, 1, 1, 1)},
     ],
-    ids=["alpha", "grey", "batch", "slightly out of range", "empty masks", "full mask"],
+    ids=[
+        *("alpha", "grey", "batch", "slightly out of range", "empty masks", "full mask"),
+        *("masks without batch and with channel", "mask with channel at the end", "batch of appearances"),
+    ],
 )
 def test_unusual_inputs_work(given, host, graph, tensor):
     nodes = {name: tensor(value, "TestMask" if "mask" in name else "TestImage") for name, value in given.items()}
     outcome = host.run(graph(OPTIMIZER, nodes, **{name: link(name) for name in given}))
     assert outcome.status == "success", outcome.message
     pictures = host.pictures(outcome, "save")
-    assert len(pictures) == len(given.get("structure", PICTURE))
+    assert len(pictures) == max(len(given.get(name, PICTURE)) for name in ("structure", "appearance"))
     assert pictures[0].shape == (97, 123, 3)
 
 
@@ -235,10 +241,21 @@ def test_unusual_inputs_work(given, host, graph, tensor):
             "the structure picture has pixels that are not numbers",
         ),
         ({"structure": PICTURE * 255}, "the structure picture has values from"),
-        ({"appearance": PICTURE.repeat(3, 1, 1, 1)}, "1 structure pictures need 1 or 1 appearance pictures, not 3"),
+        ({"structure": PICTURE * 2 - 1}, "not in 0..1: of a range of -1..1, add 1 and divide by 2"),
+        ({"structure": PICTURE[0]}, "the structure picture must be an IMAGE [B, H, W, C], not [97, 123, 3]"),
+        (
+            {"structure": PICTURE.repeat(2, 1, 1, 1), "appearance": PICTURE.repeat(3, 1, 1, 1)},
+            "3 pairs need 1 or 3 structure pictures, not 2: Image From Batch picks",
+        ),
+        ({"structure_mask": torch.ones(2, 9, 9)}, "1 pairs need 1 or 1 structure masks, not 2"),
+        ({"structure_mask": torch.ones(1, 3, 9, 9)}, "the structure mask must be a MASK [B, H, W], not [1, 3, 9, 9]"),
+        ({"appearance_mask": torch.full((1, 9, 9), 1 / 255)}, "one of the masks selects nothing"),
         ({"structure_mask": torch.full((1, 9, 9), float("nan"))}, "the structure mask has values that are not numbers"),
     ],
-    ids=["empty batch", "16x16", "NaN", "0..255", "batch of appearances", "NaN mask"],
+    ids=[
+        *("empty batch", "16x16", "NaN", "0..255", "-1..1", "no batch", "2 and 3", "two masks", "mask of 3 channels"),
+        *("faint mask", "NaN mask"),
+    ],
 )
 @pytest.mark.parametrize("kind", [TRANSFER, OPTIMIZER])
 def test_bad_inputs_get_one_sentence(kind, given, sentence, host, graph, tensor):
@@ -266,6 +283,90 @@ def test_bad_values_get_one_sentence(inputs, sentence, host, graph):
     outcome = host.run(graph(TRANSFER, **inputs))
     assert outcome.status == "error"
     assert sentence in outcome.message
+
+
+@pytest.mark.parametrize("kind", [OPTIMIZER, "SpliceInstantTransfer"])
+def test_an_empty_mask_among_others_leaves_its_picture_alone(kind, host, graph, tensor):
+    """As in a clip whose object is not in the second frame, nor the appearance's in the last."""
+    structure_mask, appearance_mask = torch.zeros(4, 97, 123), torch.ones(4, 9, 9)
+    structure_mask[[0, 2, 3], 30:70, 40:90] = 1
+    appearance_mask[3] = 0
+    frames = torch.rand(4, 97, 123, 3, generator=torch.Generator().manual_seed(1)).mul(255).round() / 255
+    nodes = {
+        "frames": tensor(frames),
+        "masks": tensor(structure_mask, "TestMask"),
+        "others": tensor(appearance_mask, "TestMask"),
+    }
+    inputs = {"structure": link("frames"), "structure_mask": link("masks"), "appearance_mask": link("others")}
+    if kind != OPTIMIZER:
+        inputs |= {"appearance": link("b"), "backbone": link("vit"), "texture": 1.0, "feather": 8.0}
+    outcome = host.run(graph(kind, nodes, **inputs))
+    assert outcome.status == "success", outcome.message
+    changed = [
+        np.abs(picture.astype(int) - frame).max() > 2
+        for picture, frame in zip(host.pictures(outcome, "save"), frames.mul(255).numpy(), strict=True)
+    ]
+    assert changed == [True, False, True, False]
+
+
+PAST = {
+    "weight": ("SpliceAppearanceTerm", {"weight": -1.0, "layer": -1}),
+    "texture": ("SpliceInstantTransfer", {"texture": 5.0, "feather": 8.0}),
+    "warm_steps": (OPTIMIZER, {"warm_steps": -7}),
+    "size": ("SpliceExtractFeatures", {"size": -8, "layer": -1, "facet": "key"}),
+    "mass": ("SpliceAttentionMap", {"mass": -1.0, "layer": -1, "head": -1, "size": 112}),
+}
+
+
+@pytest.mark.parametrize("name", PAST)
+def test_a_number_linked_past_its_limits_is_refused(name, host, graph, tensor):
+    kind, inputs = PAST[name]
+    value = inputs[name]
+    given = {"backbone": link("vit"), **inputs, name: link("number")}
+    if kind in (OPTIMIZER, "SpliceInstantTransfer"):
+        given |= {"structure": link("a"), "appearance": link("b")}
+    elif kind != "SpliceAppearanceTerm":
+        given["image"] = link("a")
+    number = node("PrimitiveFloat" if isinstance(value, float) else "PrimitiveInt", value=value)
+    shown = node("PreviewAny", source=link("it", 0))
+    outcome = host.run(graph(kind, {"number": number, "save": shown}, **given))
+    assert outcome.status == "error"
+    assert outcome.message.startswith(f"Splice: {name} must be from ")
+    assert outcome.message.endswith(f"not {value:g}")
+
+
+def test_targets_of_another_kind_are_refused_by_name(host, graph):
+    """Before the first step."""
+    other = {"image": link("a"), "backbone": link("vit"), "layer": 5, "facet": "key", "size": 56}
+    nodes = {
+        "features": node("SpliceExtractFeatures", **other),
+        "term": node("SpliceAppearanceTerm", weight=1.0, layer=-1, target=link("features")),
+    }
+    outcome = host.run(graph(OPTIMIZER, nodes, objective=link("term")))
+    assert outcome.status == "error"
+    assert "the appearance term is of layer 5, but the term compares 11" in outcome.message
+
+
+def test_a_generator_that_was_replaced_under_its_name_is_loaded_anew(host, graph):
+    from splice_engine import Generator
+
+    path = host.base / "models" / "splice_generators" / "again.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    loading = {
+        "it": node("SpliceLoadGenerator", generator_name="again.safetensors"),
+        "applied": node("SpliceApplyGenerator", generator=link("it"), image=link("a")),
+        "save": node("SaveImage", images=link("applied"), filename_prefix="again"),
+    }
+    pictures = []
+    for seed in (1, 2):
+        Generator(seed=seed).save(path)
+        host.get("/object_info")
+        outcome = host.run(graph("SpliceLoadGenerator", loading))
+        assert outcome.status == "success", outcome.message
+        pictures += host.pictures(outcome, "save")
+    assert not np.array_equal(*pictures)
+    again = host.run(graph("SpliceLoadGenerator", loading))
+    assert "it" not in again.ran
 
 
 def test_a_file_of_ones_own_and_a_damaged_one(host, graph, weights_file):
