@@ -20,12 +20,13 @@ from ..splice_engine.images import from_pil, sides
 from ..splice_engine.settings import DEFAULT_INVERSION
 from ..splice_engine.training.ablation import ablation_rows, ablation_settings
 from ..splice_engine.training.inversion import INVERTIBLE
-from ..splice_engine.vit.features import FACETS
-from .convert import from_image, from_mask, split_pairs, to_image, to_mask
-from .memory import engine_context, load_to_device, step_bytes
-from .progress import Progress, run_with_progress
+from ..splice_engine.vit.features import FACETS, join
+from .convert import from_image, from_mask, pair_up, split_pairs, to_image, to_mask
+from .finish import button
+from .memory import engine_context, free_for_rendering, load_to_device, step_bytes
+from .progress import Progress, run_with_progress, with_progress
 from .schema import make_schema
-from .training import train
+from .training import TrainingNode, train
 from .widgets import (
     backbone_input,
     facet_widget,
@@ -73,12 +74,13 @@ class PCA(io.ComfyNode):
         cls, image, backbone, layer: int, facet: str, foreground: bool, smooth: bool, size: int
     ) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
-            pictures = torch.cat(from_image(image, "picture"))
+            pictures = from_image(image, "picture")
             (vit,) = load_to_device([backbone])
             similar = facet == SELF_SIMILARITY
-            features = vit.features(pictures.to(vit.device), layer, "key" if similar else facet, size)
-            (components,) = pca([features], self_similarity=similar, foreground=foreground)
-            at = sides(pictures)
+            facet = "key" if similar else facet
+            features = [vit.features(picture.to(vit.device), layer, facet, size) for picture in with_progress(pictures)]
+            (components,) = pca([join(features)], self_similarity=similar, foreground=foreground)
+            at = sides(pictures[0])
             return io.NodeOutput(to_image([components.image(at, smooth)]), to_mask(components.mask(at, smooth)))
 
 
@@ -114,15 +116,20 @@ class SimilarityMap(io.ComfyNode):
     @classmethod
     def execute(cls, image, backbone, x: float, y: float, mask=None, target=None) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
-            source = torch.cat(from_image(image, "picture"))
-            searched = source if target is None else torch.cat(from_image(target, "target"))
-            place = from_mask(mask)
+            source = from_image(image, "picture")
+            searched = source if target is None else from_image(target, "target")
+            masks = from_mask(mask)
+            places = [(x, y)] if masks is None else list(masks.split(1))
+            rows = pair_up({"pictures": source, "targets": searched, "masks": places})
             (vit,) = load_to_device([backbone])
-            found = similarity_map(source, (x, y) if place is None else place, vit, searched)
-            soft, best = found.mask(sides(searched)).cpu(), found.best().tolist()
-            heat = heat_picture(soft, searched.expand(len(soft), -1, -1, -1))
-            marked = [mark_point(picture, point) for picture, point in zip(heat.split(1), best, strict=True)]
-            return io.NodeOutput(to_mask(soft), to_image(marked), *best[0])
+            soft, marked, best = [], [], []
+            for picture, wanted, place in with_progress(rows):
+                found = similarity_map(picture, place, vit, wanted)
+                (point,) = found.best().tolist()
+                soft.append(found.mask(sides(wanted)).cpu())
+                marked.append(mark_point(heat_picture(soft[-1], wanted), point))
+                best.append(point)
+            return io.NodeOutput(to_mask(torch.cat(soft)), to_image(marked), *best[0])
 
 
 class AttentionMap(io.ComfyNode):
@@ -150,17 +157,18 @@ class AttentionMap(io.ComfyNode):
     @classmethod
     def execute(cls, image, backbone, layer: int, head: int, mass: float, size: int) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
-            pictures = torch.cat(from_image(image, "picture"))
+            pictures, one = from_image(image, "picture"), None if head < 0 else head
             (vit,) = load_to_device([backbone])
-            found, one = attention_map(pictures, vit, layer, size), None if head < 0 else head
-            heat = found.heat(one).cpu()
-            heat = heat / heat.amax(dim=(2, 3), keepdim=True)
-            return io.NodeOutput(
-                to_mask(found.mask(sides(pictures), mass, one)), to_image([heat_picture(heat, pictures)])
-            )
+            masks, heats = [], []
+            for picture in with_progress(pictures):
+                found = attention_map(picture, vit, layer, size)
+                heat = found.heat(one).cpu()
+                masks.append(found.mask(sides(picture), mass, one).cpu())
+                heats.append(heat_picture(heat / heat.amax(), picture))
+            return io.NodeOutput(to_mask(torch.cat(masks)), to_image(heats))
 
 
-class InvertFeatures(io.ComfyNode):
+class InvertFeatures(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -196,10 +204,12 @@ class InvertFeatures(io.ComfyNode):
                 results.append(run.image(min(sides(picture))).cpu())
                 curves.append(from_pil(loss_curves([{"feature": step["feature"]} for step in steps])))
                 del run
+                if button.ends_batch:
+                    break
             return io.NodeOutput(to_image(results), to_image(curves))
 
 
-class Ablation(io.ComfyNode):
+class Ablation(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -227,6 +237,7 @@ class Ablation(io.ComfyNode):
             results = {}
             for name, settings in recipes.items():
                 run, _ = train(pair, [backbone], settings, progress)
+                free_for_rendering(pair.structure[0, 0].numel())
                 results[name] = run.image().cpu()
                 if run.steps_left:  # of unequal runs there would be nothing to compare
                     break

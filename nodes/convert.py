@@ -4,7 +4,7 @@ ComfyUI calls nodes in inference mode, whose tensors can never take part in trai
 engine tensors copies, and must be called inside `memory.engine_context`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
@@ -27,14 +27,23 @@ def from_image(image: Tensor, what: str) -> list[Tensor]:
     Raises:
         SpliceError: An empty batch, or a picture that cannot be worked with.
     """
+    check_image(image, what)
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
+    copies = image.movedim(-1, 1).to("cpu", torch.float32, copy=True).contiguous()
+    return [check_picture(picture, what) for picture in copies.split(1)]
+
+
+def check_image(image: Tensor, what: str) -> None:
+    """Checks that there is a batch of pictures; `from_image` checks the pictures too.
+
+    Raises:
+        SpliceError: Another shape, or an empty batch.
+    """
     if image.ndim != 4:
         shape = list(image.shape)
         raise SpliceError(f"the {what} must be an IMAGE [B, H, W, C], not {shape}: fix the node that made it")
     if not len(image):
         raise SpliceError(f"the {what} is an empty batch: fix the node that made it")
-    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
-    copies = image.movedim(-1, 1).to("cpu", torch.float32, copy=True).contiguous()
-    return [check_picture(picture, what) for picture in copies.split(1)]
 
 
 def from_mask(mask: Tensor | None, what: str = "mask") -> Tensor | None:
@@ -122,13 +131,26 @@ def split_pairs(
     for what, mask in (("structure", structure_mask), ("appearance", appearance_mask)):
         masks = from_mask(mask, f"{what} mask")
         given[f"{what} masks"] = [None] if masks is None else list(masks.split(1))
+    pairs = [ImagePair(*parts) for parts in pair_up(given, count)]
+    if all(pair.is_left_alone for pair in pairs):
+        raise SpliceError("in each pair one of the masks selects nothing: paint what they should select in white")
+    return pairs
+
+
+def pair_up(given: Mapping[str, Sequence], count: int | None = None) -> list[tuple]:
+    """Rows of what batches hold; one of a kind is repeated.
+
+    Args:
+        given: Batches by their names in the plural.
+        count: Of the rows; None is the longest batch.
+
+    Raises:
+        SpliceError: A batch has neither one nor as many.
+    """
+    count = count or max(len(parts) for parts in given.values())
     for what, parts in given.items():
         if len(parts) not in (1, count):
             raise SpliceError(
                 f"{count} pairs need 1 or {count} {what}, not {len(parts)}: Image From Batch picks some of a batch"
             )
-    columns = (parts * (count // len(parts)) for parts in given.values())
-    pairs = [ImagePair(*parts) for parts in zip(*columns, strict=True)]
-    if all(pair.is_left_alone for pair in pairs):
-        raise SpliceError("in each pair one of the masks selects nothing: paint what they should select in white")
-    return pairs
+    return list(zip(*(list(parts) * (count // len(parts)) for parts in given.values()), strict=True))

@@ -6,13 +6,12 @@ from pathlib import Path
 import comfy.model_management as mm
 import torch
 from comfy.utils import ProgressBar
-from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from ..splice_engine import OFFLINE_BACKBONE, Backbone, SpliceError
 from ..splice_engine.vit.download import hub_address
 from ..splice_engine.vit.weights import MissingWeightsError, offline_command
 from . import folders
+from .progress import show_text
 
 TEXT_SECONDS = 0.5
 """Least time between two texts on a node."""
@@ -33,12 +32,7 @@ class DownloadProgress:
             self._bar.update_absolute(done, size)
         if time.monotonic() - self._shown >= TEXT_SECONDS or done == size:
             self._shown = time.monotonic()
-            self._show_text(f"{name}: {done / 1e6:.0f}" + (f" of {size / 1e6:.0f} MB" if size else " MB"))
-
-    def _show_text(self, text: str) -> None:
-        context, server = get_executing_context(), PromptServer.instance
-        if context is not None:
-            server.send_progress_text(text, context.node_id, server.client_id)
+            show_text(f"{name}: {done / 1e6:.0f}" + (f" of {size / 1e6:.0f} MB" if size else " MB"))
 
 
 def load(name: str, dtype: torch.dtype) -> Backbone:

@@ -3,8 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import analysis, backbone, features, generator, measure, objective, transfer
+from .finish import register_routes
 from .folders import register_folders
-from .progress import register_routes
 from .schema import check_limits
 
 

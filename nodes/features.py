@@ -4,10 +4,11 @@ import torch
 from comfy_api.latest import io
 
 from ..splice_engine import Features, blend, self_similarity
-from ..splice_engine.vit.features import FACETS
+from ..splice_engine.vit.features import FACETS, join
 from . import sockets
 from .convert import from_image, to_image, to_intermediate
 from .memory import engine_context, load_to_device
+from .progress import with_progress
 from .schema import make_schema
 from .widgets import backbone_input, blend_inputs, facet_widget, layer_widget, vit_size_widget
 
@@ -38,9 +39,16 @@ class ExtractFeatures(io.ComfyNode):
     @classmethod
     def execute(cls, image, backbone, layer: int, facet: str, size: int) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
-            pictures = torch.cat(from_image(image, "picture"))
+            pictures = from_image(image, "picture")
             (vit,) = load_to_device([backbone])
-            return io.NodeOutput(to_intermediate(vit.features(pictures.to(vit.device), layer, facet, size)))
+            return io.NodeOutput(
+                join(
+                    [
+                        to_intermediate(vit.features(picture.to(vit.device), layer, facet, size))
+                        for picture in with_progress(pictures)
+                    ]
+                )
+            )
 
 
 class SelfSimilarity(io.ComfyNode):

@@ -2,13 +2,15 @@
 
 import os
 
+import comfy.model_management as mm
+import torch
 from comfy_api.latest import io
 
 from ..splice_engine import Generator, render
 from . import folders, sockets
-from .convert import from_image, to_image
+from .convert import check_image, from_image, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
-from .progress import Progress
+from .progress import with_progress
 from .schema import make_schema
 from .widgets import filename_widget, generator_name_widget
 
@@ -33,13 +35,15 @@ class ApplyGenerator(io.ComfyNode):
     @classmethod
     def execute(cls, generator: Generator, image) -> io.NodeOutput:
         with engine_context():
-            pictures, results = from_image(image, "picture"), []
-            progress, size = Progress(len(pictures)), generator.metadata.get("size")
-            with on_device(generator, RENDER_BYTES * pictures[0][0, 0].numel()) as device:
-                for picture in pictures:
-                    results.append(render(generator, picture.to(device), size=size).cpu())
-                    progress.next(1)
-            return io.NodeOutput(to_image(results))
+            check_image(image, "picture")
+            # A clip may fill much of the memory: there is one copy of it, and it is the result.
+            result = torch.empty(*image.shape[:-1], 3, device=mm.intermediate_device())
+            size, pixels = generator.metadata.get("size"), image[0, :, :, 0].numel()
+            with on_device(generator, RENDER_BYTES * pixels) as device:
+                for frame, into in with_progress(list(zip(image.split(1), result.split(1), strict=True))):
+                    (picture,) = from_image(frame, "picture")
+                    into.copy_(to_image([render(generator, picture.to(device), size=size)]))
+            return io.NodeOutput(result)
 
 
 class SaveGenerator(io.ComfyNode):

@@ -4,16 +4,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.model_management as mm
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
 from ..splice_engine import Backbone, Generator, Settings, SpliceError
 from ..splice_engine.images import sides
 from ..splice_engine.vit.devices import is_out_of_memory, pick_dtype
-from . import download
+from . import download, folders
+from .finish import button
 
 log = logging.getLogger("splice")
 
@@ -32,12 +35,14 @@ RENDER_BYTES = 400
 LEAST_SIZE = 128
 """Pixels of the short side below which a run that is out of memory is not shrunk any more."""
 
-NO_MEMORY = "out of memory even in the lightest way: use smaller pictures, a lower `size`, or a smaller backbone"
+NO_MEMORY = "out of memory: use smaller pictures, fewer at a time, or a smaller backbone"
+
+NO_LIGHTER_WAY = "out of memory even in the lightest way: use smaller pictures, a lower `size`, or a smaller backbone"
 
 
 @contextmanager
 def engine_context() -> Iterator[None]:
-    """Where engine code runs: gradients are possible, and a user's mistake is one sentence.
+    """Where engine code runs: gradients are possible, "Finish now" is heard, and a user's mistake is one sentence.
 
     ComfyUI calls nodes in inference mode, whose tensors can never take part in training, so that whatever enters the
     engine must be copied, built or moved inside this block.
@@ -45,6 +50,8 @@ def engine_context() -> Iterator[None]:
     Raises:
         ValueError: In place of the engine's errors, and for lack of memory.
     """
+    context = get_executing_context()
+    button.enter(context.node_id if context else None)
     try:
         with torch.inference_mode(False):
             yield
@@ -55,6 +62,8 @@ def engine_context() -> Iterator[None]:
             raise
         mm.unload_all_models()
         raise ValueError(f"Splice: {NO_MEMORY}") from None
+    finally:
+        button.leave()
 
 
 class BackboneModule(nn.Module):
@@ -75,6 +84,24 @@ def load_backbone(name: str, precision: str) -> ModelPatcher:
     device = mm.get_torch_device()
     backbone = download.load(name, pick_dtype(precision, device))
     return ModelPatcher(BackboneModule(backbone), load_device=device, offload_device=mm.unet_offload_device())
+
+
+_last_backbone: dict[tuple[object, ...], ModelPatcher] = {}
+
+
+def recall_backbone(name: str, precision: str) -> ModelPatcher:
+    """As `load_backbone`, and the last one is kept: a node without a loader does not read it again for each seed."""
+    file = Path(folders.backbone_source(name))
+    key = (name, precision, file.stat().st_mtime_ns if file.is_file() else None)
+    if key not in _last_backbone:
+        _last_backbone.clear()
+        _last_backbone[key] = load_backbone(name, precision)
+    return _last_backbone[key]
+
+
+def free_for_rendering(pixels: int) -> None:
+    """Makes room for rendering a picture, by moving models away that ComfyUI keeps on the device."""
+    mm.free_memory(RENDER_BYTES * pixels, mm.get_torch_device())
 
 
 def load_to_device(patchers: Sequence[ModelPatcher], memory: float = 0) -> list[Backbone]:
@@ -124,6 +151,6 @@ def lighten(settings: Settings, short_side: int) -> Settings:
         return replace(settings, recompute=True)
     size = 3 * min(settings.size or short_side, short_side) // 4
     if size < LEAST_SIZE:
-        raise SpliceError(NO_MEMORY)
+        raise SpliceError(NO_LIGHTER_WAY)
     log.warning("Splice: out of memory; starting over at a short side of %d pixels", size)
     return replace(settings, size=size)

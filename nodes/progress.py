@@ -1,18 +1,19 @@
-"""What a user follows of a run: progress bar, live preview, interruption, and the button "Finish now"."""
+"""What a user follows of a node: progress bar, text, live preview, interruption."""
 
 import logging
-import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import comfy.model_management as mm
-from aiohttp import web
 from comfy.utils import ProgressBar
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
 from ..splice_engine import Inversion, Transfer
 from ..splice_engine.images import sides, to_pil
+from .finish import button
 
 log = logging.getLogger("splice")
 
@@ -28,19 +29,15 @@ PREVIEW_SHARE = 0.02
 PROGRESS_SECONDS = 0.1
 """Least time between two messages of progress."""
 
-finish_early = threading.Event()
-"""Set to end the run under way after its current step and to keep its picture."""
-
 Run = TypeVar("Run", Transfer, Inversion)
+Item = TypeVar("Item")
 
 
-def register_routes() -> None:
-    """What the button "Finish now" calls."""
-
-    @PromptServer.instance.routes.post("/splice/finish")
-    async def finish(_request: web.Request) -> web.Response:
-        finish_early.set()
-        return web.Response()
+def show_text(text: str) -> None:
+    """Shows a line of text on the node that is executed."""
+    context, server = get_executing_context(), PromptServer.instance
+    if context is not None:
+        server.send_progress_text(text, context.node_id, server.client_id)
 
 
 class Progress:
@@ -64,20 +61,31 @@ class Progress:
         self.show(0)
 
 
+def with_progress(items: Sequence[Item]) -> Iterator[Item]:
+    """The items one after the other, with the node's progress bar and interruption between them."""
+    progress = Progress(len(items))
+    for item in items:
+        mm.throw_exception_if_processing_interrupted()
+        yield item
+        progress.next(1)
+
+
 def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str, float]]]:
     """Takes a run to its end with progress, live preview and interruption.
 
     Returns:
-        The run, and the losses of its steps: fewer than planned where `finish_early` was set.
+        The run, and the losses of its steps: fewer than planned where the button ended it.
     """
     steps = []
     preview = min(PREVIEW_SIZE, *sides(run.picture))
     started = last_preview = last_message = time.monotonic()
     spent = 0.0
-    finish_early.clear()
+    show_text("Matching the pictures" if isinstance(run, Transfer) else "Extracting the feature")
     try:
         for step in run:
             mm.throw_exception_if_processing_interrupted()
+            if not steps:
+                show_text("Training")
             steps.append(step)
             now = time.monotonic()
             if now - last_preview >= PREVIEW_SECONDS and spent <= PREVIEW_SHARE * (now - started):
@@ -87,9 +95,13 @@ def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str,
             elif now - last_message >= PROGRESS_SECONDS:
                 progress.show(run.step)
                 last_message = now
-            if finish_early.is_set():
+            if button.ends_run:
+                button.answer()
                 log.info("Splice: finished early, after %d of %d steps", run.step, run.steps)
                 break
+        # The preview that stays is the picture of the end.
+        progress.show(run.step, run.image(preview))
+        show_text(f"{run.step} steps")
         progress.next(run.steps)
         return run, [step.floats() for step in steps]
     finally:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import comfy.model_management as mm
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..splice_engine import Generator, Objective, Settings, Term, Transfer
@@ -12,8 +14,19 @@ from ..splice_engine.images import sides
 from ..splice_engine.training.losses import PictureTerm, recipe_terms
 from ..splice_engine.vit.devices import is_out_of_memory
 from .convert import ImagePair, to_image
-from .memory import lighten, load_to_device, step_bytes
+from .finish import button
+from .memory import free_for_rendering, lighten, load_to_device, step_bytes
 from .progress import Progress, run_with_progress
+
+
+class TrainingNode(io.ComfyNode):
+    """A node with the button "Finish now"."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs: object) -> int:
+        """Changes when a run was ended early, so that its picture is not served from the cache as the full one's."""
+        context = get_executing_context()
+        return button.short_runs(context.node_id) if context else 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,10 @@ def run_batch(
     terms: Sequence[Term] = (),
     start: Generator | None = None,
 ) -> Outcome:
-    """One run for each pair that is not left alone, all from the same start; arguments as for `train`."""
+    """One run for each pair that is not left alone, all from the same start; arguments as for `train`.
+
+    Where the button ends the batch, there are pictures of the pairs so far.
+    """
     results, losses, progress = [], [], Progress(len(pairs) * settings.all_steps)
     for pair in pairs:
         if pair.is_left_alone:
@@ -90,8 +106,11 @@ def run_batch(
             progress.next(settings.all_steps)
             continue
         run, steps = train(pair, patchers, settings, progress, terms, start)
+        free_for_rendering(pair.structure[0, 0].numel())
         results.append(run.image().cpu())
         losses.append(steps)
         generator = run.generator.to("cpu")
         del run
+        if button.ends_batch:
+            break
     return Outcome(to_image(results), generator, losses)

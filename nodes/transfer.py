@@ -10,9 +10,10 @@ from ..splice_engine.analysis.figures import loss_curves
 from ..splice_engine.images import from_pil
 from . import sockets
 from .convert import split_pairs, to_image
-from .memory import engine_context, load_backbone, load_to_device
+from .memory import engine_context, load_to_device, recall_backbone
+from .progress import with_progress
 from .schema import make_schema
-from .training import run_batch
+from .training import TrainingNode, run_batch
 from .widgets import (
     BATCH,
     backbone_input,
@@ -35,7 +36,7 @@ def generator_output() -> io.Output:
     return sockets.Generator.Output("generator", tooltip="The trained network, for other pictures of the same kind.")
 
 
-class AppearanceTransfer(io.ComfyNode):
+class AppearanceTransfer(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -62,11 +63,11 @@ class AppearanceTransfer(io.ComfyNode):
         with engine_context():
             settings = resolve_preset(preset, **changes)
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
-            outcome = run_batch(pairs, [load_backbone(backbone_name, "auto")], settings)
+            outcome = run_batch(pairs, [recall_backbone(backbone_name, "auto")], settings)
             return io.NodeOutput(outcome.image, outcome.generator)
 
 
-class Optimizer(io.ComfyNode):
+class Optimizer(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -163,7 +164,7 @@ class InstantTransfer(io.ComfyNode):
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
             (vit,) = load_to_device([backbone])
             results = []
-            for pair in pairs:
+            for pair in with_progress(pairs):
                 if pair.is_left_alone:
                     results.append(pair.structure)
                     continue

@@ -153,8 +153,7 @@ def attention_map(picture: Tensor, backbone: Backbone, layer: int = -1, size: in
         SpliceError: Unknown layer.
     """
     height, width = backbone.grid_size(*sides(picture), short=size)
-    attention = backbone.attention(picture.to(backbone.device), layer, size)
-    patches = attention[:, :, 0, backbone.prefix :]
+    patches = backbone.cls_attention(picture.to(backbone.device), layer, size)[:, :, backbone.prefix :]
     return AttentionMap(patches.unflatten(-1, (height // backbone.patch, width // backbone.patch)))
 
 

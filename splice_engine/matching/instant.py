@@ -197,12 +197,12 @@ class InstantTransfer:
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
         texture = self._paint_with_exemplar(at) - colours
         near, far = (round(radius * min(at) / min(sides(self.gain))) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
-        share = self.settings.texture
-        wanted = share * _energy(to_grey(texture), far) + (1 - share) * _energy(detail, far)
+        weight = self.settings.texture
+        wanted = weight * _energy(to_grey(texture), far) + (1 - weight) * _energy(detail, far)
         detail = _limit_contrast(detail, wanted, far)
         # Eyes and seams of A stand out from its detail around them: there they push B's texture aside.
         own = _energy(detail, near)
-        share = share * (1 - own / (own + DETAIL_PRECEDENCE * _energy(to_grey(texture), near) + FAINT))
+        share = weight * (1 - own / (own + DETAIL_PRECEDENCE * _energy(to_grey(texture), near) + FAINT))
         return (colours + _limit_contrast(share * texture + detail, wanted, far)).clamp(0, 1)
 
     def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:

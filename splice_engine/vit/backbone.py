@@ -23,7 +23,7 @@ from .features import FACETS, Features
 from .loading import build
 from .precision import fast_fp32
 
-READABLE = ("cls", *FACETS, "attention")
+READABLE = ("cls", *FACETS, "cls_attention")
 """The facets that a request may name."""
 
 
@@ -33,8 +33,8 @@ class Request(NamedTuple):
     Attributes:
         layer: Index of the block, 0 the first and -1 the last.
         facet: "cls" `[B, D]` and "token" `[B, T, D]`, the block's outputs before the final norm; "key", "query" and
-            "value" `[B, T, D]`, heads concatenated, before any rotary embedding; "attention" `[B, h, T, T]`, after the
-            softmax.
+            "value" `[B, T, D]`, heads concatenated, before any rotary embedding; "cls_attention" `[B, h, T]`,
+            that of the [CLS] token to all tokens, after the softmax.
     """
 
     layer: int
@@ -183,10 +183,10 @@ class Backbone(nn.Module):
             backbone=self.name,
         )
 
-    def attention(self, picture: Tensor, layer: int = -1, size: int | None = None) -> Tensor:
-        """Attention of every token to every token in one block, `[B, h, T, T]`; arguments as for `features`."""
-        size_on_grid = self.grid_size(*sides(picture), short=size)
-        return self(resize(picture, size_on_grid), [Request(layer, "attention")])[Request(layer, "attention")]
+    def cls_attention(self, picture: Tensor, layer: int = -1, size: int | None = None) -> Tensor:
+        """Attention of the [CLS] token to every token in one block, `[B, h, T]`; arguments as for `features`."""
+        request = Request(layer, "cls_attention")
+        return self(resize(picture, self.grid_size(*sides(picture), short=size)), [request])[request]
 
     def forward(
         self,

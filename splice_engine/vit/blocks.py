@@ -64,14 +64,14 @@ def run_block(
         rope: Rotary embedding of the patches; None for models without one.
         facets: What to extract; see `Request`.
         final: Whether nothing after this block is needed. Then only what the facets take is computed: the projection
-            of the keys for "key", the query of [CLS] alone for "cls".
+            of the keys for "key", the query of [CLS] alone for "cls" and "cls_attention".
 
     Returns:
         The output, `[B, T, D]` (after a final block only the tokens that were needed), and the facets by name.
     """
     attn = block.attn
     attends = not final or bool(facets & {"cls", "token"})
-    whole = not final or bool(facets & {"token", "query", "attention"})
+    whole = not final or bool(facets & {"token", "query"})
     normed = block.norm1(x)
     if not whole:
         x = x[:, :1]
@@ -82,19 +82,19 @@ def run_block(
         )
     else:
         for part, name in enumerate(PROJECTIONS):
-            if attends or name in facets or ("attention" in facets and name != "value"):
+            if attends or name in facets or ("cls_attention" in facets and name != "value"):
                 source = normed[:, : x.shape[1]] if name == "query" else normed
                 projected[name] = F.linear(
                     source, *(w.chunk(3)[part] for w in (attn.qkv.weight, attn.qkv.bias) if w is not None)
                 )
     extracted = {facet: projected[facet] for facet in facets & projected.keys()}
-    if attends or "attention" in facets:
+    if attends or "cls_attention" in facets:
         q, k = (
             _rotate(attn, norm(_heads(attn, projected[name])), rope)
             for name, norm in (("query", attn.q_norm), ("key", attn.k_norm))
         )
-    if "attention" in facets:
-        extracted["attention"] = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+    if "cls_attention" in facets:
+        extracted["cls_attention"] = (q[:, :, :1] * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
     if attends:
         mixed = attend(q, k, _heads(attn, projected["value"]))
         x = x + attn.proj(mixed.transpose(1, 2).flatten(2))

@@ -55,6 +55,12 @@ class SelfSimilarity:
     backbone: str
 
 
+def join(features: Sequence[Features]) -> Features:
+    """Features of several batches of pictures, extracted in the same way, as those of one batch."""
+    cls, tokens, prefix = (torch.cat([getattr(f, name) for f in features]) for name in ("cls", "tokens", "prefix"))
+    return replace(features[0], cls=cls, tokens=tokens, prefix=prefix)
+
+
 def cosine_similarity_matrix(x: Tensor) -> Tensor:
     """Cosine similarity of all pairs of tokens: `[B, T, D]` to `[B, T, T]`."""
     unit = F.normalize(x, dim=-1, eps=1e-8)

@@ -21,7 +21,7 @@ KINDS = (
     "dinov3_plus_qkvb",
     "dinov3_unfused",
 )
-FACETS = ("cls", "token", "key", "query", "value", "attention")
+FACETS = ("cls", "token", "key", "query", "value", "cls_attention")
 SIZES = ((56, 56), (64, 112), (101, 65))
 EXACT = 1e-5
 

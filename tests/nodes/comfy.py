@@ -187,6 +187,10 @@ class Comfy:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
+    def finish(self, node: str) -> bool:
+        """Presses "Finish now" on a node; returns whether that node was running."""
+        return json.loads(self.post("/splice/finish", {"node": node}))["running"]
+
     def run(self, graph: dict, on_progress: Callable[[int], None] | None = None) -> Outcome:
         """Runs an API graph to its end.
 

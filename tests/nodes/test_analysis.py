@@ -156,7 +156,11 @@ def test_inversion_of_a_batch_has_one_progress_and_each_its_picture(host, run_no
 
 def test_inversion_has_previews_and_can_be_ended(host, run_node):
     early = run_node(
-        "SpliceInvertFeatures", steps=5000, seed=1, facet="cls", on_progress=lambda _: host.post("/splice/finish")
+        "SpliceInvertFeatures",
+        steps=5000,
+        seed=1,
+        facet="cls",
+        on_progress=lambda _: host.finish("it"),
     )
     assert early.status == "success", early.message
     values = []
@@ -178,7 +182,7 @@ def test_ablation_runs_through_all_losses(host, run_node):
     assert outcome.progress == sorted(outcome.progress)
     assert outcome.progress[-1] == 4 * RECIPE["steps"]  # all losses, and without each of three
     (sheet,) = host.pictures(outcome, "save")
-    early = run_node("SpliceAblation", steps=5000, seed=1, on_progress=lambda _: host.post("/splice/finish"))
+    early = run_node("SpliceAblation", steps=5000, seed=1, on_progress=lambda _: host.finish("it"))
     assert early.status == "success", early.message
     (one_row,) = host.pictures(early, "save")
     assert 2 * one_row.shape[0] == sheet.shape[0]
@@ -189,3 +193,12 @@ def test_a_batch_is_not_ablated(run_node, tensor):
     outcome = run_node("SpliceAblation", two, structure=link("two"))
     assert outcome.status == "error"
     assert outcome.message == "Splice: one pair is ablated at a time: pick one picture of the batch"
+
+
+@pytest.mark.parametrize("kind", ["SplicePCA", "SpliceSimilarityMap", "SpliceAttentionMap"])
+def test_a_batch_shows_progress_and_can_be_cancelled_between_its_pictures(kind, host, run_node):
+    nodes = {"many": node("RepeatImageBatch", image=link("a"), amount=60)}
+    large = {} if kind == "SpliceSimilarityMap" else {"size": 448}
+    outcome = run_node(kind, nodes, image=link("many"), on_progress=lambda _: host.post("/interrupt"), **large)
+    assert outcome.status == "interrupted"
+    assert 1 <= len(outcome.progress) < 60

@@ -89,12 +89,46 @@ def test_previews_arrive_and_an_interruption_ends_the_run(host, graph):
 
 def test_finishing_early_keeps_the_picture(host, graph):
     show = {"log": node("PreviewAny", source=link("it", 3))}
-    outcome = host.run(graph(OPTIMIZER, show, steps=5000, seed=2), lambda _: host.post("/splice/finish"))
+    outcome = host.run(graph(OPTIMIZER, show, steps=5000, seed=2), lambda _: host.finish("it"))
     assert outcome.status == "success"
     assert 1 <= len(outcome.outputs["log"]["text"][0].splitlines()) < 5000
     assert host.pictures(outcome, "save")[0].shape == (97, 123, 3)
     full = host.run(graph(OPTIMIZER, show, seed=3))
     assert len(full.outputs["log"]["text"][0].splitlines()) == 2
+
+
+def test_the_button_ends_its_own_node_and_no_other(host, graph):
+    show = {"log": node("PreviewAny", source=link("it", 3))}
+    assert not host.finish("it")  # nothing runs
+    answers = []
+    outcome = host.run(graph(OPTIMIZER, show, seed=40), lambda _: answers.append(host.finish("another")))
+    assert answers
+    assert not any(answers)
+    assert len(outcome.outputs["log"]["text"][0].splitlines()) == 2
+
+
+def test_the_picture_of_a_run_that_was_ended_is_not_taken_for_the_full_one(host, graph):
+    long = graph(OPTIMIZER, steps=300, seed=41)
+    short = host.run(long, lambda _: host.finish("it"))
+    assert short.status == "success"
+    again = host.run(long)
+    assert "it" in again.ran
+    assert max(again.progress) > max(short.progress[:-1], default=0)
+    assert "it" not in host.run(long).ran
+
+
+def test_a_second_press_ends_the_batch(host, graph):
+    nodes = {"three": node("RepeatImageBatch", image=link("a"), amount=3)}
+    once = host.run(graph(OPTIMIZER, nodes, structure=link("three"), steps=8, seed=42), press_times(host, 1))
+    assert len(host.pictures(once, "save")) == 3
+    twice = host.run(graph(OPTIMIZER, nodes, structure=link("three"), steps=5000, seed=43), press_times(host, 2))
+    assert len(host.pictures(twice, "save")) == 1
+
+
+def press_times(host, count):
+    """What presses the button that often, at the first message of progress."""
+    presses = iter(range(count))
+    return lambda _: [host.finish("it") for _ in presses]
 
 
 def test_an_objective_of_chained_terms(host, graph):
