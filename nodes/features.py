@@ -3,7 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..splice_engine import Features, blend, self_similarity
+from .. import splice_engine as engine
+from ..splice_engine import Features, blend
 from ..splice_engine.vit.features import FACETS, join
 from . import sockets
 from .convert import from_image, to_image, to_intermediate
@@ -68,7 +69,7 @@ class SelfSimilarity(io.ComfyNode):
     @classmethod
     def execute(cls, features: Features) -> io.NodeOutput:
         with engine_context():
-            similarity = self_similarity(features)
+            similarity = engine.SelfSimilarity.of(features)
             return io.NodeOutput(similarity, to_image([similarity.matrix[:, None].clamp(0, 1).expand(-1, 3, -1, -1)]))
 
 

@@ -38,7 +38,7 @@ class Features:
 
 @dataclass(frozen=True)
 class SelfSimilarity:
-    """How alike the [CLS] token and the patches of a picture are, each to each.
+    """The self-similarity of a picture, with what it was computed of: a fixed target of the structure term.
 
     Attributes:
         matrix: `[B, 1+N, 1+N]`, cosines.
@@ -54,6 +54,11 @@ class SelfSimilarity:
     facet: str
     backbone: str
 
+    @classmethod
+    def of(cls, features: Features) -> "SelfSimilarity":
+        """That of some features; raises as `self_similarity` does."""
+        return cls(self_similarity(features), features.grid, features.layer, features.facet, features.backbone)
+
 
 def join(features: Sequence[Features]) -> Features:
     """Features of several batches of pictures, extracted in the same way, as those of one batch."""
@@ -67,11 +72,14 @@ def cosine_similarity_matrix(x: Tensor) -> Tensor:
     return unit @ unit.transpose(-2, -1)
 
 
-def self_similarity(features: Features) -> SelfSimilarity:
+def self_similarity(features: Features) -> Tensor:
     """Cosine similarity of all pairs among the [CLS] token and the patches (paper, section 3).
 
     Args:
         features: Of `facet` "key" for the paper's descriptor. Registers are left out.
+
+    Returns:
+        `[B, 1+N, 1+N]`, cosines.
 
     Raises:
         SpliceError: The features are a blend of pictures whose grids differ, so that there are no patches.
@@ -80,8 +88,7 @@ def self_similarity(features: Features) -> SelfSimilarity:
         raise SpliceError(
             "these features blend pictures of different shapes and hold no patches: crop them to one shape"
         )
-    matrix = cosine_similarity_matrix(torch.cat([features.prefix[:, :1], features.tokens], dim=1))
-    return SelfSimilarity(matrix, features.grid, features.layer, features.facet, features.backbone)
+    return cosine_similarity_matrix(torch.cat([features.prefix[:, :1], features.tokens], dim=1))
 
 
 def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:

@@ -15,6 +15,7 @@ from splice_engine import (
     Objective,
     Pictures,
     Request,
+    SelfSimilarity,
     SpliceError,
     Structure,
     Transfer,
@@ -157,7 +158,7 @@ def test_structure_ignores_registers(kind, tiny):
     other[:, 0] = 0.5
     assert Structure().distance(other, keys, backbone).item() > 0
     features = backbone.features(torch.rand(1, 3, 64, 80), layer=1)
-    assert self_similarity(features).matrix.shape[-1] == features.tokens.shape[1] + 1
+    assert self_similarity(features).shape[-1] == features.tokens.shape[1] + 1
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -185,7 +186,7 @@ def test_the_size_at_which_the_vit_gets_a_picture(size, expected, tiny, square):
 def test_a_fixed_target_replaces_the_picture(tiny, square):
     backbone, other = tiny(), square["structure"]
     features = backbone.features(other, size=56)
-    terms = [Appearance(fixed=features), Structure(fixed=self_similarity(features))]
+    terms = [Appearance(fixed=features), Structure(fixed=SelfSimilarity.of(features))]
     fixed = Objective(terms, backbone, size=56).losses(square)
     free = Objective([Appearance(), Structure()], backbone, size=56).losses(replace(square, appearance=other))
     assert {name: loss.item() for name, loss in fixed.items()} == pytest.approx(
@@ -195,7 +196,7 @@ def test_a_fixed_target_replaces_the_picture(tiny, square):
 
 def test_a_fixed_structure_of_another_grid_is_refused_before_the_work(tiny, pair):
     backbone, settings = tiny(), preset("paper", steps=1, size=64, vit_size=56)
-    similarity = self_similarity(backbone.features(pair[0], size=42))
+    similarity = SelfSimilarity.of(backbone.features(pair[0], size=42))
     objective = Objective([Structure(fixed=similarity)], backbone, size=56)
     with pytest.raises(SpliceError, match=r"structure term has 4x3 patches, but the output has 5x4: .* at the size 56"):
         Transfer(*pair, backbone, settings, objective)
@@ -205,14 +206,14 @@ WRONG_TARGETS = {
     "another backbone": (lambda vit: Appearance(fixed=vit("dino").features(PICTURE)), "of backbone tiny_dino, but"),
     "another layer": (lambda vit: Appearance(fixed=vit().features(PICTURE, 0)), "of layer 0, but the term compares 2"),
     "a batch": (lambda vit: Appearance(fixed=vit().features(PICTURE.expand(2, -1, -1, -1))), "of 2 pictures"),
-    "similarity for appearance": (lambda vit: Appearance(fixed=self_similarity(vit().features(PICTURE))), "Features"),
+    "similarity for appearance": (lambda vit: Appearance(fixed=SelfSimilarity.of(vit().features(PICTURE))), "Features"),
     "backbone of a structure": (
-        lambda vit: Structure(fixed=self_similarity(vit("dino").features(PICTURE))),
+        lambda vit: Structure(fixed=SelfSimilarity.of(vit("dino").features(PICTURE))),
         "structure term is of backbone tiny_dino, but the term compares tiny_dinov2",
     ),
-    "layer of a structure": (lambda vit: Structure(fixed=self_similarity(vit().features(PICTURE, 1))), "of layer 1"),
+    "layer of a structure": (lambda vit: Structure(fixed=SelfSimilarity.of(vit().features(PICTURE, 1))), "of layer 1"),
     "facet of a structure": (
-        lambda vit: Structure(fixed=self_similarity(vit().features(PICTURE, facet="token"))),
+        lambda vit: Structure(fixed=SelfSimilarity.of(vit().features(PICTURE, facet="token"))),
         "of facet token, but the term compares key",
     ),
     "features for structure": (lambda vit: Structure(fixed=vit().features(PICTURE)), "SelfSimilarity"),
@@ -243,7 +244,7 @@ def test_a_fixed_structure_within_a_mask(tiny, square):
     backbone, mask = tiny(), torch.zeros(1, 1, 70, 70)
     mask[..., 10:50, 20:70] = 1
     masked = replace(square, structure_mask=mask)
-    target = self_similarity(backbone.features(square["structure"], size=56))
+    target = SelfSimilarity.of(backbone.features(square["structure"], size=56))
     losses = [
         Objective([Structure(fixed=fixed)], backbone, size=56).losses(given)["structure"].item()
         for fixed, given in ((target, masked), (target, square))
@@ -264,7 +265,7 @@ def test_a_run_with_a_fixed_structure_trains_on_the_whole_picture(tiny, pair):
     """A crop or a mirrored picture has another shape here, or places that the target does not mean."""
     backbone, (structure, appearance) = tiny(), pair
     settings = preset("paper", steps=4, size=64, vit_size=56, jitter=0, blur=0)
-    terms = [Structure(fixed=self_similarity(backbone.features(structure, size=56)))]
+    terms = [Structure(fixed=SelfSimilarity.of(backbone.features(structure, size=56)))]
     objective = Objective(terms, backbone, size=56)
     run = Transfer(structure, appearance, backbone, settings, objective)
     assert [set(step.losses) for step in run] == [{"structure", "whole_structure"}, *3 * [{"structure"}]]

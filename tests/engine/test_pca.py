@@ -53,7 +53,7 @@ def test_components_of_the_self_similarity_rows_are_those_of_the_whole_matrix(no
 
 def test_of_one_picture_it_is_the_papers_matrix(noise):
     entry = noise[1]
-    matrix = self_similarity(entry).matrix[0, 1:, 1:]
+    matrix = self_similarity(entry)[0, 1:, 1:]
     expected = PCA(3, svd_solver="full").fit_transform(matrix.double().numpy())
     same_up_to_sign(flat(pca([entry], self_similarity=True)), expected)
 
