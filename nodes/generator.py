@@ -6,7 +6,8 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
-from ..splice_engine import Generator, render
+from ..splice_engine import Generator, SpliceError, render
+from ..splice_engine.files import check_place
 from . import folders, sockets
 from .convert import check_image, from_image, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
@@ -57,6 +58,19 @@ class SaveGenerator(io.ComfyNode):
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Checks the name when it is queued, before the training whose generator gets it; None: it is linked."""
+        if filename_prefix is None:
+            return True
+        try:
+            check_place(folders.new_generator_path(filename_prefix))
+        except SpliceError as error:
+            return f"Splice: {error}"
+        except Exception:  # ComfyUI raises this class itself
+            return f"Splice: filename_prefix leads out of models/{folders.GENERATORS}: name a file or a subfolder in it"
+        return True
 
     @classmethod
     def execute(cls, generator: Generator, filename_prefix: str) -> io.NodeOutput:

@@ -381,6 +381,21 @@ def test_targets_of_another_kind_are_refused_by_name(host, graph):
     assert "the appearance term is of layer 5, but the term compares 11" in outcome.message
 
 
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        ("../../x", "Splice: filename_prefix leads out of models/splice_generators"),
+        ("n" * 300, "the name is too long; choose a shorter one"),
+    ],
+)
+def test_a_name_that_cannot_be_saved_is_refused_before_the_training(prefix, sentence, host, graph):
+    saving = {"keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix=prefix)}
+    only = {key: value for key, value in graph(TRANSFER, saving, steps=100_000).items() if key != "save"}
+    outcome = host.run(only)
+    assert (outcome.status, outcome.ran) == ("error", [])
+    assert sentence in outcome.message
+
+
 def test_a_generator_that_was_replaced_under_its_name_is_loaded_anew(host, graph):
     from splice_engine import Generator
 
