@@ -6,13 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import resize, sides
+from ..images import resize, short_side_size, sides
 
 GREY = (0.299, 0.587, 0.114)
 """Share of red, green and blue in a picture's grey (ITU-R BT.601)."""
 
 LOCAL_CONTRAST_RADIUS = 12
 """Pixels around a place that count as its surroundings."""
+
+
+CHROMA_SIDE, CHROMA_RADIUS = 256, 8
+"""Short side in pixels at which coarse chroma is compared, and the pixels there over which it is averaged, twice."""
 
 
 def to_grey(picture: Tensor) -> Tensor:
@@ -68,6 +72,22 @@ def local_contrast(picture: Tensor) -> Tensor:
     mean = box_mean(grey, LOCAL_CONTRAST_RADIUS)
     deviation = (box_mean((grey - mean) ** 2, LOCAL_CONTRAST_RADIUS)).sqrt()
     return ((grey - mean) / (deviation + 0.03)).clamp(-2, 2)
+
+
+def with_coarse_chroma(picture: Tensor, reference: Tensor) -> Tensor:
+    """The picture with another's colours at coarse scales, and its own brightness and detail.
+
+    A [CLS] token that cannot tell colours apart lets training drift into casts over whole parts of a picture.
+
+    Args:
+        picture: `[1, 3, H, W]`; it is changed in place.
+        reference: Likewise.
+    """
+    small = short_side_size(*sides(picture), min(CHROMA_SIDE, *sides(picture)))
+    shift = resize(reference, small) - resize(picture, small)
+    radius = round(CHROMA_RADIUS * min(small) / CHROMA_SIDE)
+    shift = box_mean(box_mean(shift - to_grey(shift), radius), radius)
+    return picture.add_(resize(shift, sides(picture)))
 
 
 def pull_push_fill(picture: Tensor, weight: Tensor) -> Tensor:

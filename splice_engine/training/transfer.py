@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..errors import SpliceError
 from ..images import check_mask, check_picture, resize, short_side_size, sides
 from ..masks import composite
+from ..matching.filters import with_coarse_chroma
 from ..matching.instant import InstantTransfer
 from ..settings import DEFAULT_PRESET, PRESETS, Settings
 from ..vit.backbone import Backbone
@@ -127,8 +128,8 @@ class Transfer:
     def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
 
-        Where the recipe has a share of residual, that is added: what the generator lacked of the matched image when
-        the recipe began. Past the mask and its feather the picture is exactly the structure picture.
+        A share of residual adds what the generator lacked of the matched image when the recipe began; coarse chroma is
+        then the matched image's. Past the mask and its feather the picture is exactly the structure picture.
 
         Args:
             size: Short side in pixels; None renders at the structure picture's full size.
@@ -147,12 +148,11 @@ class Transfer:
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
         if self.settings.residual and self.step > self.settings.warm_steps:
-            lacking = self.instant.painted(size).sub_(render(self._reference, given, size=self.settings.size))
-            result = result.add_(lacking, alpha=self.settings.residual).clamp_(0, 1)
-        if self.mask is None:
-            return result
-        scale = min(sides(picture)) / min(sides(self.picture))
-        return composite(picture, result, self.mask, self.settings.feather * scale)
+            matched = self.instant.painted(size)
+            lacking = matched - render(self._reference, given, size=self.settings.size)
+            result = with_coarse_chroma(result.add_(lacking, alpha=self.settings.residual), matched).clamp_(0, 1)
+        feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
+        return result if self.mask is None else composite(picture, result, self.mask, feather)
 
     @cached_property
     def pair(self) -> Pair:
