@@ -48,6 +48,7 @@ class PCA(io.ComfyNode):
         return make_schema(
             node_id="SplicePCA",
             display_name="Splice PCA",
+            group="analysis",
             search_aliases=("dino", "features", "principal components"),
             description="The principal components of a ViT's features, as colours: equal colours mean equal parts.",
             inputs=[
@@ -90,6 +91,7 @@ class SimilarityMap(io.ComfyNode):
         return make_schema(
             node_id="SpliceSimilarityMap",
             display_name="Splice Similarity Map",
+            group="analysis",
             search_aliases=("dino", "correspondence", "segment", "point to mask"),
             description="Finds what is like a place of one picture, on the same or on another one: name the head, get "
             "the other animal's head.",
@@ -138,6 +140,7 @@ class AttentionMap(io.ComfyNode):
         return make_schema(
             node_id="SpliceAttentionMap",
             display_name="Splice Attention Map",
+            group="analysis",
             search_aliases=("dino", "saliency", "heatmap"),
             description="Where the [CLS] token of a ViT attends, for each picture of a batch.",
             inputs=[
@@ -174,6 +177,7 @@ class InvertFeatures(TrainingNode):
         return make_schema(
             node_id="SpliceInvertFeatures",
             display_name="Splice Invert Features",
+            group="analysis",
             search_aliases=("dino", "feature visualization"),
             description="Paints a natural picture from one feature of yours alone, which shows what the feature keeps.",
             inputs=[
@@ -215,6 +219,7 @@ class Ablation(TrainingNode):
         return make_schema(
             node_id="SpliceAblation",
             display_name="Splice Ablation",
+            group="analysis",
             description="Trains on a pair with all losses, then once without each of them, and lays the results side "
             "by side.",
             inputs=[

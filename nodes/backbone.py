@@ -13,7 +13,7 @@ class LoadBackbone(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="SpliceLoadBackbone",
-            display_name="Splice Load Backbone",
+            display_name="Splice Load Backbone (DINO)",
             search_aliases=("dino", "vit", "load model"),
             description="Loads a frozen DINO vision transformer (ViT), whose features tell which part is which.",
             inputs=[backbone_name_widget(), precision_widget()],

@@ -4,13 +4,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import analysis, backbone, features, generator, measure, objective, transfer
 from .finish import register_routes
-from .folders import register_folders
+from .folders import place_example_pictures, register_folders
 from .schema import check_limits
 
 
 class SpliceExtension(ComfyExtension):
     def __init__(self) -> None:  # ComfyUI 0.8 does not call `on_load` yet
         register_folders()
+        place_example_pictures()
         register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -23,6 +23,7 @@ class ExtractFeatures(io.ComfyNode):
         return make_schema(
             node_id="SpliceExtractFeatures",
             display_name="Splice Extract Features",
+            group="features",
             search_aliases=("dino", "vit", "embedding"),
             description="Extracts the features of pictures from one block of a ViT.",
             inputs=[
@@ -58,6 +59,7 @@ class SelfSimilarity(io.ComfyNode):
         return make_schema(
             node_id="SpliceSelfSimilarity",
             display_name="Splice Self-Similarity",
+            group="features",
             description="How alike each place of a picture is to each other one: the paper's descriptor of structure.",
             inputs=[sockets.Features.Input("features", tooltip="Of the facet key for the paper's descriptor.")],
             outputs=[
@@ -79,6 +81,7 @@ class BlendFeatures(io.ComfyNode):
         return make_schema(
             node_id="SpliceBlendFeatures",
             display_name="Splice Blend Features",
+            group="features",
             description="The weighted mean of several pictures' features, so that an appearance can be a mixture.",
             inputs=[input for number in BLENDED for input in blend_inputs(number)],
             outputs=[

@@ -1,6 +1,8 @@
 """ComfyUI's model folders: backbones to load, generators to load and to save."""
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -12,6 +14,9 @@ from ..splice_engine.vit.weights import find
 BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
+"""Pictures of the workflows: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain."""
+
 
 def register_folders() -> None:
     """Makes ComfyUI know the folders of backbones and of generators."""
@@ -19,6 +24,15 @@ def register_folders() -> None:
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         paths, known = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, set(known) | suffixes)
+
+
+def place_example_pictures() -> None:
+    """Puts the pictures of the workflows among ComfyUI's input pictures, so that a workflow runs as it is opened."""
+    folder = Path(folder_paths.get_input_directory())
+    for picture in EXAMPLES.glob("*.jpg"):
+        with suppress(OSError):  # a folder that cannot be written costs no more than the examples
+            if not (folder / picture.name).exists():
+                shutil.copyfile(picture, folder / picture.name)
 
 
 def backbone_names() -> list[str]:

@@ -22,6 +22,7 @@ class ApplyGenerator(io.ComfyNode):
         return make_schema(
             node_id="SpliceApplyGenerator",
             display_name="Splice Apply Generator",
+            group="training",
             description="Gives other pictures the appearance that a generator was trained for, without training.",
             inputs=[
                 sockets.Generator.Input("generator", tooltip="From a transfer, or loaded."),
@@ -53,6 +54,7 @@ class SaveGenerator(io.ComfyNode):
         return make_schema(
             node_id="SpliceSaveGenerator",
             display_name="Splice Save Generator",
+            group="training",
             description=f"Saves a generator as a file in models/{folders.GENERATORS}.",
             inputs=[sockets.Generator.Input("generator", tooltip="From a transfer."), filename_widget()],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
@@ -86,6 +88,7 @@ class LoadGenerator(io.ComfyNode):
         return make_schema(
             node_id="SpliceLoadGenerator",
             display_name="Splice Load Generator",
+            group="training",
             description=f"Loads a generator that was saved in models/{folders.GENERATORS}.",
             inputs=[generator_name_widget()],
             outputs=[sockets.Generator.Output("generator", tooltip="For Splice Apply Generator.")],

@@ -15,6 +15,7 @@ class Measure(io.ComfyNode):
         return make_schema(
             node_id="SpliceMeasure",
             display_name="Splice Measure",
+            group="analysis",
             search_aliases=("compare", "metric", "distance"),
             description="Measures how far a result is from the structure of one picture and from the appearance of the "
             "other, for one picture each.",

@@ -36,6 +36,7 @@ class AppearanceTerm(io.ComfyNode):
         return make_schema(
             node_id="SpliceAppearanceTerm",
             display_name="Splice Appearance Term",
+            group="training",
             description="Compares the [CLS] tokens of the output and of the appearance picture.",
             inputs=[
                 *term_inputs("appearance"),
@@ -61,6 +62,7 @@ class StructureTerm(io.ComfyNode):
         return make_schema(
             node_id="SpliceStructureTerm",
             display_name="Splice Structure Term",
+            group="training",
             description="Compares the self-similarities of the output and of the structure picture: how alike each of "
             "its places is to each other one.",
             inputs=[
@@ -87,6 +89,7 @@ class IdentityTerm(io.ComfyNode):
         return make_schema(
             node_id="SpliceIdentityTerm",
             display_name="Splice Identity Term",
+            group="training",
             description="Compares the keys of the appearance picture before and after the generator, which is to leave "
             "it as it is.",
             inputs=term_inputs("identity"),

@@ -9,16 +9,17 @@ CATEGORY = "Splice"
 """Where all nodes are in ComfyUI's menu."""
 
 
-def make_schema(search_aliases: Sequence[str] = (), **options) -> io.Schema:
+def make_schema(group: str = "", search_aliases: Sequence[str] = (), **options) -> io.Schema:
     """A node's schema in the pack's category.
 
     Args:
+        group: Part of the category that the node is in; "" is the pack's first page.
         search_aliases: Other words by which the node is found, where ComfyUI searches for them (0.8 does not).
         options: What `io.Schema` takes.
     """
     if search_aliases and any(field.name == "search_aliases" for field in fields(io.Schema)):
         options["search_aliases"] = list(search_aliases)
-    return io.Schema(category=CATEGORY, **options)
+    return io.Schema(category=f"{CATEGORY}/{group}" if group else CATEGORY, **options)
 
 
 def check_limits(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

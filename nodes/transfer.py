@@ -41,7 +41,7 @@ class AppearanceTransfer(TrainingNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="SpliceAppearanceTransfer",
-            display_name="Splice Appearance Transfer",
+            display_name="Splice Appearance Transfer (Style)",
             search_aliases=("style transfer", "texture transfer", "neural style"),
             description="Paints one picture with the appearance of another, part by part, by training on the pair. "
             f"{BATCH}",
@@ -73,6 +73,7 @@ class Optimizer(TrainingNode):
         return make_schema(
             node_id="SpliceOptimizer",
             display_name="Splice Optimizer",
+            group="training",
             search_aliases=("style transfer", "train", "neural style"),
             description=f"The training with every part in your hands: backbone, objective, recipe. {BATCH}",
             inputs=[
@@ -137,7 +138,7 @@ class InstantTransfer(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="SpliceInstantTransfer",
-            display_name="Splice Instant Transfer",
+            display_name="Splice Instant Transfer (Style, Color)",
             search_aliases=("style transfer", "color transfer", "color match"),
             description="Paints one picture with the colours and texture of another by semantic matching alone, "
             "without training.",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from splice_engine import OFFLINE_BACKBONE, load_picture
 
+ROOT = Path(__file__).resolve().parents[2]
 TRANSFER, OPTIMIZER = "SpliceAppearanceTransfer", "SpliceOptimizer"
 
 
@@ -27,12 +29,20 @@ def test_loading_the_pack_is_light(host):
     assert "IMPORT FAILED" not in "".join(line for line in host.log().splitlines() if "Splice" in line)
 
 
+def test_the_pictures_of_the_workflows_can_be_chosen(host):
+    names, _options = host.get("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
+    workflows = [path.read_text(encoding="utf-8") for path in (ROOT / "workflows").glob("*.json")]
+    used = {name for text in workflows for name in re.findall(r'"(splice_\w+\.jpg)"', text)}
+    assert used
+    assert used <= set(names)
+
+
 def test_every_node_and_input_says_what_it_is(host):
     nodes = {name: info for name, info in host.get("/object_info").items() if name.startswith("Splice")}
     assert len(nodes) >= 14
     for info in nodes.values():
         assert info["description"]
-        assert info["category"] == "Splice"
+        assert info["category"].partition("/")[0] == "Splice"
         assert all(info["output_tooltips"])
         for group in ("required", "optional"):
             assert all(options.get("tooltip") for _, options in info["input"].get(group, {}).values())
