@@ -14,6 +14,7 @@ from torch import Tensor
 from .decoding import FLOAT_WHITE, OVERSHOOT, has_alpha, open_picture
 from .errors import SpliceError
 from .files import atomic_path, check_place, write_error
+from .resampling import lacks_antialiasing, resize_bilinear
 
 MIN_SIDE = 64
 """Shortest side in pixels: below it the generator's deepest level has too few places to normalise over."""
@@ -218,10 +219,7 @@ def sides(picture: Tensor) -> tuple[int, int]:
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes `[B, C, H, W]` to `size` = (height, width): bilinear, antialiased where it shrinks; differentiable."""
-    if sides(picture) == size:
-        return picture
-    shrinks = size[0] < picture.shape[-2] or size[1] < picture.shape[-1]
-    return F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=shrinks)
+    return picture if sides(picture) == size else resize_bilinear(picture, size)
 
 
 def enlarge(grid: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
@@ -235,6 +233,8 @@ def enlarge(grid: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
     if not smooth:
         return F.interpolate(grid, size, mode="nearest-exact")
     shrinks = size[0] < sides(grid)[0] or size[1] < sides(grid)[1]
+    if shrinks and lacks_antialiasing(grid.device):
+        return enlarge(grid.cpu(), size).to(grid.device)
     return F.interpolate(grid, size, mode="bicubic", align_corners=False, antialias=shrinks)
 
 

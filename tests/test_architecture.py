@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "splice_engine"
 
-GROUND_FLOOR = ("decoding", "errors", "files", "images", "masks", "settings")
+GROUND_FLOOR = ("decoding", "errors", "files", "images", "masks", "resampling", "settings")
 WINGS = ("vit", "matching", "training", "analysis", "cli")
 """From the ground floor up: a wing imports the ground floor and the wings before it."""
 

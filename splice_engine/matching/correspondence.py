@@ -21,6 +21,9 @@ MATCH_FACETS = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), 
 TEMPERATURE = 0.03
 """Of the softmax over cosines."""
 
+CELL_PIXELS = 8
+"""Pixels per cell and axis at which it is counted what a mask covers of it."""
+
 CHUNK_ENTRIES = 2**24
 """Most similarities in memory at a time."""
 
@@ -81,8 +84,8 @@ class Correspondence:
         a_grid, b_grid = (
             (size[0] // backbone.patch * density, size[1] // backbone.patch * density) for size in (a_size, b_size)
         )
-        a_covered = _cover(source_mask, "source mask", a_size, a_grid, backbone)
-        b_covered = _cover(target_mask, "target mask", b_size, b_grid, backbone)
+        a_covered = _cover(source_mask, "source mask", a_grid, backbone)
+        b_covered = _cover(target_mask, "target mask", b_grid, backbone)
         both = a_covered is not None and b_covered is not None
         return cls(
             _describe(source, backbone, a_size, a_grid, requests, a_covered if both else None, density),
@@ -127,7 +130,7 @@ class Correspondence:
         """
         patches = (self.source_grid[0] // self.density, self.source_grid[1] // self.density)
         size = (patches[0] * backbone.patch, patches[1] * backbone.patch)
-        centre = _cover(mask, "source mask", size, self.source_grid, backbone)
+        centre = _cover(mask, "source mask", self.source_grid, backbone)
         descriptors = _describe(painted, backbone, size, self.source_grid, requests, centre, self.density)
         return replace(self, source=(self.source + descriptors) / 2)
 
@@ -231,14 +234,13 @@ def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tu
     return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
 
 
-def _cover(
-    mask: Tensor | None, name: str, size: tuple[int, int], grid: tuple[int, int], backbone: Backbone
-) -> Tensor | None:
-    """The cells of a grid over a picture of some size that its mask covers, `[h·w]` booleans; None without a mask."""
+def _cover(mask: Tensor | None, name: str, grid: tuple[int, int], backbone: Backbone) -> Tensor | None:
+    """The cells of a grid over a picture that its mask covers, `[h·w]` booleans; None without a mask."""
     if mask is None:
         return None
-    mask = resize(check_mask(mask, name).to(backbone.device), size)
-    return covered(F.interpolate(mask, grid, mode="area")).flatten()
+    at = (grid[0] * CELL_PIXELS, grid[1] * CELL_PIXELS)
+    mask = resize(check_mask(mask, name).to(backbone.device), at)
+    return covered(F.avg_pool2d(mask, CELL_PIXELS)).flatten()
 
 
 def _describe(

@@ -102,8 +102,7 @@ def pull_push_fill(picture: Tensor, weight: Tensor) -> Tensor:
     height, width = sides(weight)
     if height == width == 1:
         return picture
-    half = (height + 1) // 2, (width + 1) // 2
-    share = F.adaptive_avg_pool2d(weight, half)
-    coarse = F.adaptive_avg_pool2d(picture * weight, half) / share.clamp_min(1e-12)
+    share = F.avg_pool2d(weight, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp_min(1e-12)
     wide = resize(pull_push_fill(coarse, (4 * share).clamp(max=1)), (height, width))
     return torch.lerp(wide, picture, weight)

@@ -267,7 +267,8 @@ def _principal_directions(x: Tensor, count: int) -> Tensor:
     """
     start = torch.randn(x.shape[1], count, generator=torch.Generator().manual_seed(0)).to(x.device)
     for _ in range(4):
-        start = torch.linalg.qr(x.T @ (x @ start)).Q
+        # On the CPU: the matrix is small, and not every accelerator has a QR decomposition.
+        start = torch.linalg.qr((x.T @ (x @ start)).cpu()).Q.to(x.device)
     return start
 
 

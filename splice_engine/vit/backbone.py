@@ -3,6 +3,7 @@
 Notation: B batch, T tokens = P prefix tokens ([CLS], registers) + N patches, D width, h heads, d = D / h.
 """
 
+import copy
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import SpliceError
 from ..images import resize, short_side_size, sides
+from ..resampling import lacks_antialiasing
 from . import weights
 from .blocks import run_block, simplify
 from .catalogue import CATALOGUE, DEFAULT_BACKBONE, lookup
@@ -238,9 +240,20 @@ class Backbone(nn.Module):
     def _embed(self, picture: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Input of the first block, `[B, T, D]`, and the rotary embedding of models that have one."""
         model = self.model
-        embedded = model._pos_embed(model.patch_embed((picture - self.mean) / self.std))
+        patches = model.patch_embed((picture - self.mean) / self.std)
+        if lacks_antialiasing(picture.device) and model.pos_embed is not None:
+            embedded = _on_cpu(model)._pos_embed(patches.cpu()).to(patches)  # timm resamples its table with it
+        else:
+            embedded = model._pos_embed(patches)
         x, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         if tokens is not None:
             x = torch.cat([x[:, : self.prefix], x[:, self.prefix :][:, tokens]], dim=1)
             rope = rope if rope is None else rope[tokens]
         return model.norm_pre(x), rope
+
+
+def _on_cpu(model: Any) -> Any:
+    """A model whose own parameters, the tokens and position table before the blocks, are on the CPU."""
+    copied = copy.copy(model)
+    copied._parameters = {name: None if value is None else value.cpu() for name, value in model._parameters.items()}
+    return copied

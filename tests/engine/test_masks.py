@@ -32,7 +32,7 @@ from splice_engine.images import check_mask, resize
 from splice_engine.masks import composite, covered_patches
 
 SMALL = {"size": 64, "vit_size": 56, "steps": 3, "match_passes": 1}
-FACETS = ("cls", "token", "key", "query", "value", "attention")
+FACETS = ("cls", "token", "key", "query", "value", "cls_attention")
 
 
 def box(size, top, bottom, left, right):
