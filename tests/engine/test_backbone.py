@@ -71,7 +71,7 @@ def attend(attn, query, key, rope):
             patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=attn.rotate_half)
             x = torch.cat([x[:, :, :prefix], patches], dim=2)
         heads.append(x)
-    return (heads[0] @ heads[1].mT / heads[0].shape[-1] ** 0.5).softmax(dim=-1)
+    return (heads[0] @ heads[1].mT / heads[0].shape[-1] ** 0.5).softmax(dim=-1)[:, :, 0]
 
 
 def poison(*tensors):
@@ -166,9 +166,9 @@ def test_features_split_prefix_and_patches(kind, facet, tiny, tiny_model, noise,
 def test_attention_rows_sum_to_one(kind, tiny, noise):
     backbone = tiny(kind)
     height, width = backbone.grid_size(64, 100)
-    attention = backbone.attention(noise(64, 100), layer=1)
+    attention = backbone.cls_attention(noise(64, 100), layer=1)
     tokens = backbone.prefix + height * width // backbone.patch**2
-    assert attention.shape == (1, 3, tokens, tokens)
+    assert attention.shape == (1, 3, tokens)
     assert (attention.sum(dim=-1) - 1).abs().max() < 1e-5
     assert attention.min() >= 0
 
@@ -259,7 +259,7 @@ def test_unknown_layer(layer, tiny, noise):
     for ask in (
         lambda: backbone(noise(56, 56), [Request(layer, "key")]),
         lambda: backbone.features(noise(56, 56), layer=layer),
-        lambda: backbone.attention(noise(56, 56), layer=layer),
+        lambda: backbone.cls_attention(noise(56, 56), layer=layer),
     ):
         with pytest.raises(SpliceError, match=f"3 blocks.*not {layer}"):
             ask()
