@@ -23,10 +23,10 @@ from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join
 from .convert import from_image, from_mask, pair_up, split_pairs, to_image, to_mask
 from .finish import button
-from .memory import engine_context, free_for_rendering, load_to_device, step_bytes
+from .memory import engine_context, load_to_device, step_bytes
 from .progress import Progress, run_with_progress, with_progress
 from .schema import make_schema
-from .training import TrainingNode, train
+from .training import TrainingNode, render_run, train
 from .widgets import (
     backbone_input,
     facet_widget,
@@ -206,10 +206,12 @@ class InvertFeatures(TrainingNode):
             for picture in pictures:
                 run, steps = run_with_progress(Inversion(picture, vit, settings, layer, facet), progress)
                 results.append(run.image(min(sides(picture))).cpu())
+                progress.next(run.steps, results[-1])
                 curves.append(from_pil(loss_curves([{"feature": step["feature"]} for step in steps])))
                 del run
                 if button.ends_batch:
                     break
+                button.settle()
             return io.NodeOutput(to_image(results), to_image(curves))
 
 
@@ -242,8 +244,8 @@ class Ablation(TrainingNode):
             results = {}
             for name, settings in recipes.items():
                 run, _ = train(pair, [backbone], settings, progress)
-                free_for_rendering(pair.structure[0, 0].numel())
-                results[name] = run.image().cpu()
+                results[name] = render_run(run)
+                progress.next(run.steps, results[name])
                 if run.steps_left:  # of unequal runs there would be nothing to compare
                     break
                 del run

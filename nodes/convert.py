@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..splice_engine import Features, SpliceError
-from ..splice_engine.images import LEAST_MASK, check_picture
+from ..splice_engine.images import LEAST_MASK, check_mask, check_picture
 
 
 def from_image(image: Tensor, what: str) -> list[Tensor]:
@@ -132,6 +132,10 @@ def split_pairs(
         masks = from_mask(mask, f"{what} mask")
         given[f"{what} masks"] = [None] if masks is None else list(masks.split(1))
     pairs = [ImagePair(*parts) for parts in pair_up(given, count)]
+    for pair in pairs:
+        for name, mask in pair.masks.items():
+            if mask is not None and not pair.is_left_alone:
+                check_mask(mask, name.replace("_", " "))  # before the first training, not when its turn comes
     if all(pair.is_left_alone for pair in pairs):
         raise SpliceError("in each pair one of the masks selects nothing: paint what they should select in white")
     return pairs

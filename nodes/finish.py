@@ -1,13 +1,14 @@
 """The button "Finish now": it ends the run of its own node, and keeps the picture so far."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from aiohttp import web
 from server import PromptServer
 
 PATH = "/splice/finish"
-"""Where the button posts the id of its node."""
+"""Where the button posts whose it is."""
 
 
 class FinishButton:
@@ -29,16 +30,17 @@ class FinishButton:
         """The node has ended."""
         self._node = None
 
-    def press(self, node: str) -> bool:
+    def press(self, nodes: Collection[str], client: str) -> bool:
         """Counts a press.
 
         Args:
-            node: Id of the button's node; that of a node within a subgraph is the last part of its id in execution.
+            nodes: Ids in execution of the button's node: a subgraph that is used twice has each of its nodes twice.
+            client: The window of the browser that the button is in; another may show another graph, of the same ids.
 
         Returns:
             Whether that node is the one that is executed; a press on another has no effect.
         """
-        if self._node is None or node not in (self._node, self._node.rpartition(":")[2]):
+        if self._node not in nodes or PromptServer.instance.client_id not in (None, client):
             return False
         self._presses += 1
         return True
@@ -55,9 +57,13 @@ class FinishButton:
 
     def answer(self) -> None:
         """The run has ended because of the press: its picture is not what the inputs give."""
-        self._answered = self._presses
+        self.settle()
         if self._node is not None:
             self._short_runs[self._node] += 1
+
+    def settle(self) -> None:
+        """A run has ended: what was pressed while its picture was rendered does not end the next one."""
+        self._answered = self._presses
 
     def short_runs(self, node: str) -> int:
         """How often a node was ended early: while this number stays, its last result may be taken from the cache."""
@@ -85,7 +91,8 @@ def register_routes() -> None:
     @routes.post(PATH)
     async def finish(request: web.Request) -> web.Response:
         try:
-            node = str((await request.json())["node"])
+            body = await request.json()
+            nodes, client = [str(node) for node in body["nodes"]], str(body["client"])
         except (ValueError, KeyError, TypeError):
-            return web.json_response({"error": "the id of a node is missing"}, status=400)
-        return web.json_response({"running": button.press(node)})
+            return web.json_response({"error": "nodes and client are missing"}, status=400)
+        return web.json_response({"running": button.press(nodes, client)})

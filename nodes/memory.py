@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..splice_engine import Backbone, Generator, Settings, SpliceError
 from ..splice_engine.images import sides
-from ..splice_engine.vit.devices import is_out_of_memory, pick_dtype
+from ..splice_engine.vit import devices
 from . import download, folders
 from .finish import button
 
@@ -30,7 +30,7 @@ CROP_BYTES = 28
 """What a cached crop takes per pixel, with all that belongs to it: the mean over both pictures."""
 
 RENDER_BYTES = 400
-"""What rendering takes per pixel."""
+"""What the generator takes per pixel to render a picture."""
 
 LEAST_SIZE = 128
 """Pixels of the short side below which a run that is out of memory is not shrunk any more."""
@@ -38,6 +38,15 @@ LEAST_SIZE = 128
 NO_MEMORY = "out of memory: use smaller pictures, fewer at a time, or a smaller backbone"
 
 NO_LIGHTER_WAY = "out of memory even in the lightest way: use smaller pictures, a lower `size`, or a smaller backbone"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the engine or ComfyUI, where it has a test of its own (0.8 has none), takes an error for lack of memory.
+
+    ComfyUI's test also clears what CUDA still reports of it.
+    """
+    host_test = getattr(mm, "is_oom", None)
+    return (host_test is not None and host_test(error)) or devices.is_out_of_memory(error)
 
 
 @contextmanager
@@ -82,7 +91,7 @@ def load_backbone(name: str, precision: str) -> ModelPatcher:
         precision: "auto", "fp32" or "bf16".
     """
     device = mm.get_torch_device()
-    backbone = download.load(name, pick_dtype(precision, device))
+    backbone = download.load(name, devices.pick_dtype(precision, device))
     return ModelPatcher(BackboneModule(backbone), load_device=device, offload_device=mm.unet_offload_device())
 
 
@@ -101,12 +110,15 @@ def recall_backbone(name: str, precision: str) -> ModelPatcher:
 
 def free_for_rendering(pixels: int) -> None:
     """Makes room for rendering a picture, by moving models away that ComfyUI keeps on the device."""
+    mm.soft_empty_cache()
     mm.free_memory(RENDER_BYTES * pixels, mm.get_torch_device())
 
 
 def load_to_device(patchers: Sequence[ModelPatcher], memory: float = 0) -> list[Backbone]:
     """Brings backbones to the device, with so many bytes free beside them; call it inside `engine_context`."""
     mm.load_models_gpu(list(dict.fromkeys(patchers)), memory_required=memory, force_full_load=True)
+    for patcher in patchers:
+        patcher.model.to(patcher.load_device)  # newer hosts move by themselves only layers that are ComfyUI's own
     return [patcher.model.backbone for patcher in patchers]
 
 

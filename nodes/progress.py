@@ -12,7 +12,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..splice_engine import Inversion, Transfer
-from ..splice_engine.images import sides, to_pil
+from ..splice_engine.images import resize, short_side_size, sides, to_pil
 from .finish import button
 
 log = logging.getLogger("splice")
@@ -55,10 +55,15 @@ class Progress:
         picture = None if preview is None else to_pil(preview)
         self._bar.update_absolute(self._before + step, self._steps, picture and ("JPEG", picture, max(picture.size)))
 
-    def next(self, steps: int) -> None:
-        """Counts a run of so many steps as done."""
+    def next(self, steps: int, result: Tensor | None = None) -> None:
+        """Counts a run of so many steps as done; its result `[1, 3, H, W]` is the preview that stays on the node."""
         self._before += steps
-        self.show(0)
+        self.show(0, None if result is None else _shrink(result))
+
+
+def _shrink(picture: Tensor) -> Tensor:
+    """A picture at the size of a preview."""
+    return resize(picture, short_side_size(*sides(picture), min(PREVIEW_SIZE, *sides(picture))))
 
 
 def with_progress(items: Sequence[Item]) -> Iterator[Item]:
@@ -71,7 +76,7 @@ def with_progress(items: Sequence[Item]) -> Iterator[Item]:
 
 
 def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str, float]]]:
-    """Takes a run to its end with progress, live preview and interruption.
+    """Takes a run to its end with progress, live preview and interruption; `Progress.next` then counts it as done.
 
     Returns:
         The run, and the losses of its steps: fewer than planned where the button ended it.
@@ -99,10 +104,8 @@ def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str,
                 button.answer()
                 log.info("Splice: finished early, after %d of %d steps", run.step, run.steps)
                 break
-        # The preview that stays is the picture of the end.
-        progress.show(run.step, run.image(preview))
+        progress.show(run.step)
         show_text(f"{run.step} steps")
-        progress.next(run.steps)
         return run, [step.floats() for step in steps]
     finally:
         del run  # an exception on its way keeps this frame, which must not keep the run's memory

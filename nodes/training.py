@@ -12,10 +12,10 @@ from torch import Tensor
 from ..splice_engine import Generator, Objective, Settings, Term, Transfer
 from ..splice_engine.images import sides
 from ..splice_engine.training.losses import PictureTerm, recipe_terms
-from ..splice_engine.vit.devices import is_out_of_memory
+from ..splice_engine.training.result import render_result
 from .convert import ImagePair, to_image
 from .finish import button
-from .memory import free_for_rendering, lighten, load_to_device, step_bytes
+from .memory import free_for_rendering, is_out_of_memory, lighten, load_to_device, step_bytes
 from .progress import Progress, run_with_progress
 
 
@@ -88,6 +88,13 @@ def train(
         settings = lighten(settings, min(sides(pair.structure)))
 
 
+def render_run(run: Transfer) -> Tensor:
+    """Ends a run and renders its picture, on the CPU, with the memory that its training and ComfyUI's models held."""
+    run.end(run.device)
+    free_for_rendering(run.picture[0, 0].numel())
+    return render_result(run)
+
+
 def run_batch(
     pairs: Sequence[ImagePair],
     patchers: Sequence[ModelPatcher],
@@ -103,14 +110,15 @@ def run_batch(
     for pair in pairs:
         if pair.is_left_alone:
             results.append(pair.structure)
-            progress.next(settings.all_steps)
+            progress.next(settings.all_steps, pair.structure)
             continue
         run, steps = train(pair, patchers, settings, progress, terms, start)
-        free_for_rendering(pair.structure[0, 0].numel())
-        results.append(run.image().cpu())
+        results.append(render_run(run))
+        progress.next(run.steps, results[-1])
         losses.append(steps)
         generator = run.generator.to("cpu")
         del run
         if button.ends_batch:
             break
+        button.settle()
     return Outcome(to_image(results), generator, losses)

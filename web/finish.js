@@ -9,6 +9,13 @@ const IDLE = "Not running";
 const ENDINGS = ["executing", "execution_success", "execution_error", "execution_interrupted"];
 const IDLE_MILLISECONDS = 1500;
 
+// What the server calls a node: within subgraphs, the ids of all nodes on the way to it, once for each way.
+const executionIds = (node, graph = app.rootGraph ?? app.graph, way = "") =>
+  graph.nodes.flatMap((other) => {
+    if (other === node) return [`${way}${node.id}`];
+    return other.subgraph ? executionIds(node, other.subgraph, `${way}${other.id}:`) : [];
+  });
+
 app.registerExtension({
   name: "Splice.FinishNow",
   nodeCreated(node) {
@@ -18,7 +25,7 @@ app.registerExtension({
       node.setDirtyCanvas?.(true);
     };
     const finish = async () => {
-      const body = JSON.stringify({ node: String(node.id) });
+      const body = JSON.stringify({ nodes: executionIds(node), client: api.clientId });
       const headers = { "Content-Type": "application/json" };
       const answer = await api.fetchApi("/splice/finish", { method: "POST", body, headers });
       const running = answer.ok && (await answer.json()).running;

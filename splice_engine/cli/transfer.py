@@ -33,6 +33,7 @@ from ..matching.instant import InstantTransfer
 from ..settings import DEFAULT_PRESET, PRESETS, VIT_SIZE, InstantSettings, Settings, preset
 from ..training.generator import Generator
 from ..training.rendering import render
+from ..training.result import render_result
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import is_out_of_memory, pick_device
@@ -235,14 +236,14 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
 def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Tensor:
     """The picture of a run; where memory does not suffice for it, the generator is written all the same."""
     try:
-        return run.image()
+        return render_result(run)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     outputs.write(options.save_generator, run.generator.save)
     outputs.check()
     kept = f"the generator is in {options.save_generator}" if outputs.written else "--save-generator keeps the training"
-    raise SpliceError(f"out of memory for the result at full size: shrink the structure picture; {kept}")
+    raise SpliceError(f"out of memory for the result: shrink the structure picture; {kept}")
 
 
 def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace) -> None:

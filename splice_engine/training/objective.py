@@ -104,6 +104,11 @@ class Objective:
             raise SpliceError("the objective has no term: give at least one of the weights a value above 0")
 
     @property
+    def needs_matched(self) -> bool:
+        """Whether a term compares with the matched image."""
+        return any(term.target == "matched" for term in self.terms.values())
+
+    @property
     def needs_whole_pictures(self) -> bool:
         """Whether a term has a fixed target that belongs to places, so that it fits no crop."""
         return any(term.spatial and term.fixed is not None for term in self._feature_terms(None).values())

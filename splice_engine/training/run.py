@@ -1,8 +1,9 @@
 """What all runs share: a run is an iterator of steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +65,21 @@ def make_forward(module: nn.Module, compiled: bool = False, recompute: bool = Fa
     if not recompute:
         return forward
     return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def move_parts(parts: dict[str, Any], names: Sequence[str], device: torch.device) -> None:
+    """Moves some of a run's parts to a device, in place; those that are not there yet are passed over.
+
+    Args:
+        parts: Tensors, networks, frozen dataclasses of tensors, or None.
+        names: Of those that are moved.
+        device: Where to.
+    """
+    for name in names:
+        part = parts.get(name)
+        if isinstance(part, Tensor | nn.Module):
+            parts[name] = part.to(device)
+        elif is_dataclass(part) and not isinstance(part, type):
+            tensors = {field.name: getattr(part, field.name) for field in fields(part)}
+            tensors = {key: value.to(device) for key, value in tensors.items() if isinstance(value, Tensor)}
+            parts[name] = replace(part, **tensors)

@@ -24,7 +24,7 @@ from .losses import recipe_terms
 from .objective import Objective, Pictures, Targets
 from .pair import Pair, Sample, add_noise_if_flat, to_training_size
 from .rendering import render
-from .run import Step, backward, make_forward
+from .run import Step, backward, make_forward, move_parts
 from .warm_start import WarmStart
 
 
@@ -154,17 +154,21 @@ class Transfer:
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
         return result if self.mask is None else composite(picture, result, self.mask, feather)
 
+    def end(self, device: str | torch.device) -> None:
+        """Moves what `image` needs to a device and frees what only steps need: none can be taken any more."""
+        for name in ("pair", "_warm_start", "_splicing", "_sampler"):
+            vars(self).pop(name, None)
+        self._trained.zero_grad()
+        self.device = torch.device(device)
+        move_parts(vars(self), ("instant", "mask", "_trained", "_average", "_reference"), self.device)
+
     @cached_property
     def pair(self) -> Pair:
         """The pictures and masks at training size."""
         structure, appearance = (
             to_training_size(picture, self.settings.size).to(self.device) for picture in (self.picture, self.appearance)
         )
-        needs_matched = (
-            self.settings.warm_steps
-            or self.settings.residual
-            or any(term.target == "matched" for term in self.objective.terms.values())
-        )
+        needs_matched = self.settings.warm_steps or self.settings.residual or self.objective.needs_matched
         at = sides(structure)
         return Pair(
             structure,
@@ -197,16 +201,8 @@ class Transfer:
             assert self.pair.matched is not None
             with torch.no_grad():
                 residual = self.settings.residual * (self.pair.matched - self._reference(self.pair.structure))
-        return Splicing(
-            self._trained,
-            self._forward,
-            self.objective,
-            self.pair,
-            self._sampler,
-            self.settings,
-            residual,
-            appearance_first=self._starts_from_noise,
-        )
+        parts = (self._trained, self._forward, self.objective, self.pair, self._sampler, self.settings)
+        return Splicing(*parts, residual, appearance_first=self._starts_from_noise)
 
 
 class Splicing:

@@ -51,18 +51,26 @@ class TestMask(TestImage):
     RETURN_TYPES = ("MASK",)
 
 class TestMemory:
-    """From here on modules find only so many megabytes for outputs that gradients need, as on a small device."""
+    """From here on modules find only so much memory, as on a small device.
+
+    megabytes: For outputs that gradients need, together.
+    pixels: For each output that they do not need, as where a picture is rendered.
+    """
     CATEGORY = FUNCTION = "limit"
     RETURN_TYPES = ("IMAGE",)
-    kept, megabytes = [], float("inf")
+    kept, megabytes, pixels = [], float("inf"), float("inf")
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE", {}), "megabytes": ("FLOAT", {"max": 1e9})}}
-    def limit(self, image, megabytes):
-        TestMemory.megabytes = megabytes
+        limits = {"megabytes": ("FLOAT", {"max": 1e9}), "pixels": ("INT", {"max": 2**30})}
+        return {"required": {"image": ("IMAGE", {}), **limits}}
+    def limit(self, image, megabytes, pixels):
+        TestMemory.megabytes, TestMemory.pixels = megabytes, pixels
         return (image,)
     @staticmethod
     def keep(module, given, output):
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and not output.requires_grad:
+            if output.shape[-1] * output.shape[-2] > TestMemory.pixels:
+                raise torch.OutOfMemoryError("a test's small device is full")
         if TestMemory.megabytes < 1e9 and isinstance(output, torch.Tensor) and output.requires_grad:
             storage = output.untyped_storage()
             alive = {ref.cdata: (ref, size) for ref, size in TestMemory.kept if not ref.expired()}
@@ -136,10 +144,11 @@ class Comfy:
     """
 
     def __init__(self, source: Path, base: Path, hub: str) -> None:
-        self.source, self.base, self.log_path = source, base, base / "log.txt"
+        self.source, self.base, self.log_path, self.client = source, base, base / "log.txt", ""
         for folder in ("custom_nodes/test_nodes", "input", "output", "models/dino"):
             (base / folder).mkdir(parents=True)
-        (base / "custom_nodes" / "ComfyUI-Splice").symlink_to(ROOT)
+        for copy in ("ComfyUI-Splice", "comfyui-splice-again"):  # as where a clone and the Manager's stand side by side
+            (base / "custom_nodes" / copy).symlink_to(ROOT)
         for name, code in (("__init__.py", NODES), ("prestartup_script.py", PRESTARTUP)):
             (base / "custom_nodes" / "test_nodes" / name).write_text(code)
         with socket.socket() as probe:
@@ -187,18 +196,30 @@ class Comfy:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
-    def finish(self, node: str) -> bool:
-        """Presses "Finish now" on a node; returns whether that node was running."""
-        return json.loads(self.post("/splice/finish", {"node": node}))["running"]
+    def finish(self, node: str, client: str | None = None) -> bool:
+        """Presses "Finish now" on a node; returns whether that node was running.
 
-    def run(self, graph: dict, on_progress: Callable[[int], None] | None = None) -> Outcome:
+        Args:
+            node: Its id.
+            client: The window of the browser that the button is in; None is that of the last run.
+        """
+        body = {"nodes": [node], "client": client or self.client}
+        return json.loads(self.post("/splice/finish", body))["running"]
+
+    def run(
+        self,
+        graph: dict,
+        on_progress: Callable[[int], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Outcome:
         """Runs an API graph to its end.
 
         Args:
             graph: Nodes by id.
             on_progress: Called with each progress value that arrives.
+            on_text: Called with each text that is shown on a node.
         """
-        return asyncio.run(self._run(graph, on_progress))
+        return asyncio.run(self._run(graph, on_progress, on_text))
 
     def install_timm(self, installed: bool = True) -> None:
         """Makes the package timm importable, which it is not when the server starts, or takes it away again."""
@@ -206,24 +227,37 @@ class Comfy:
         if outcome.status != "success":
             raise RuntimeError(outcome.message)
 
+    def free_memory(self) -> None:
+        """Ends the limits that TestMemory has set."""
+        limits = {"image": ["any", 0], "megabytes": 1e9, "pixels": 2**30}
+        any_picture = {"width": 16, "height": 16, "batch_size": 1, "color": 0}
+        graph = {
+            "any": {"class_type": "EmptyImage", "inputs": any_picture},
+            "device": {"class_type": "TestMemory", "inputs": limits},
+            "it": {"class_type": "PreviewImage", "inputs": {"images": ["device", 0]}},
+        }
+        self.run(graph)
+
     def pictures(self, outcome: Outcome, node: str) -> list[np.ndarray]:
         """What a SaveImage node wrote, each `[H, W, 3]` of 8 bits."""
         return [
             np.asarray(Image.open(self.base / "output" / one["filename"])) for one in outcome.outputs[node]["images"]
         ]
 
-    async def _run(self, graph: dict, on_progress: Callable[[int], None] | None) -> Outcome:
+    async def _run(
+        self, graph: dict, on_progress: Callable[[int], None] | None, on_text: Callable[[str], None] | None
+    ) -> Outcome:
         import aiohttp
 
-        outcome, client = Outcome(), uuid.uuid4().hex
+        outcome, self.client = Outcome(), uuid.uuid4().hex
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(f"http://{self.address}/ws?clientId={client}", max_msg_size=0) as events,
+            session.ws_connect(f"http://{self.address}/ws?clientId={self.client}", max_msg_size=0) as events,
         ):
             await events.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             started = time.monotonic()
             async with session.post(
-                f"http://{self.address}/prompt", json={"prompt": graph, "client_id": client}
+                f"http://{self.address}/prompt", json={"prompt": graph, "client_id": self.client}
             ) as answer:
                 body = await answer.json()
             if answer.status != 200:
@@ -237,6 +271,8 @@ class Comfy:
                     elif int.from_bytes(event.data[:4], "big") == TEXT_EVENT:
                         first = 8 + int.from_bytes(event.data[4:8], "big")  # after the node's id
                         outcome.texts.append(event.data[first:].decode())
+                        if on_text:
+                            await asyncio.to_thread(on_text, outcome.texts[-1])
                     continue
                 kind, data = (message := json.loads(event.data))["type"], message["data"]
                 if data.get("prompt_id") != body["prompt_id"]:

@@ -24,9 +24,11 @@ def link(name, output=0):
 
 
 def test_loading_the_pack_is_light(host):
-    (seconds,) = re.findall(r"([\d.]+) seconds: .*ComfyUI-Splice", host.log())
-    assert float(seconds) < 1
-    assert "IMPORT FAILED" not in "".join(line for line in host.log().splitlines() if "Splice" in line)
+    """Both copies of it, which stand side by side."""
+    seconds = re.findall(r"([\d.]+) seconds: .*splice", host.log(), re.I)
+    assert len(seconds) == 2
+    assert max(map(float, seconds)) < 1
+    assert [line for line in host.log().splitlines() if "IMPORT FAILED" in line and "splice" in line.lower()] == []
 
 
 def test_the_pictures_of_the_workflows_can_be_chosen(host):
@@ -109,12 +111,27 @@ def test_finishing_early_keeps_the_picture(host, graph):
 
 def test_the_button_ends_its_own_node_and_no_other(host, graph):
     show = {"log": node("PreviewAny", source=link("it", 3))}
-    assert not host.finish("it")  # nothing runs
+    assert not host.finish("it", "a window")  # nothing runs
     answers = []
-    outcome = host.run(graph(OPTIMIZER, show, seed=40), lambda _: answers.append(host.finish("another")))
+
+    def press(_):
+        answers.extend([host.finish("another"), host.finish("it", "another window")])
+
+    outcome = host.run(graph(OPTIMIZER, show, seed=40), press)
     assert answers
     assert not any(answers)
     assert len(outcome.outputs["log"]["text"][0].splitlines()) == 2
+
+
+def test_the_button_counts_while_the_node_prepares(host, graph):
+    show = {"log": node("PreviewAny", source=link("it", 3))}
+    outcome = host.run(
+        graph(OPTIMIZER, show, preset="draft", steps=300, seed=44),
+        on_text=lambda text: text == "Matching the pictures" and host.finish("it"),
+    )
+    assert outcome.status == "success", outcome.message
+    assert outcome.texts == ["Matching the pictures", "Training", "1 steps"]
+    assert len(outcome.outputs["log"]["text"][0].splitlines()) == 1
 
 
 def test_the_picture_of_a_run_that_was_ended_is_not_taken_for_the_full_one(host, graph):
@@ -255,6 +272,7 @@ PICTURE = torch.rand(1, 97, 123, 3, generator=torch.Generator().manual_seed(0))
         {"structure": PICTURE[..., :1]},
         {"structure": PICTURE.repeat(2, 1, 1, 1)},
         {"structure": PICTURE * 1.2 - 0.1},
+        {"structure": PICTURE.half(), "appearance": PICTURE.bfloat16(), "structure_mask": torch.ones(1, 9, 9).half()},
         {"structure_mask": torch.zeros(1, 64, 64), "appearance_mask": torch.zeros(1, 64, 64)},
         {"structure_mask": torch.ones(1, 30, 40)},
         {"structure_mask": torch.ones(30, 40), "appearance_mask": torch.ones(1, 1, 30, 40)},
@@ -262,7 +280,7 @@ PICTURE = torch.rand(1, 97, 123, 3, generator=torch.Generator().manual_seed(0))
         {"appearance": PICTURE.repeat(3, 1, 1, 1)},
     ],
     ids=[
-        *("alpha", "grey", "batch", "slightly out of range", "empty masks", "full mask"),
+        *("alpha", "grey", "batch", "slightly out of range", "half precision", "empty masks", "full mask"),
         *("masks without batch and with channel", "mask with channel at the end", "batch of appearances"),
     ],
 )
@@ -443,6 +461,40 @@ def test_a_file_of_ones_own_and_a_damaged_one(host, graph, weights_file):
     assert "mine.safetensors" in gone.message
 
 
+def test_a_mask_is_checked_before_the_first_training(host, graph, tensor):
+    masks = torch.ones(2, 9, 9)
+    masks[1] = float("nan")
+    nodes = {"masks": tensor(masks, "TestMask"), "two": tensor(PICTURE.repeat(2, 1, 1, 1))}
+    outcome = host.run(graph(OPTIMIZER, nodes, structure=link("two"), structure_mask=link("masks")))
+    assert "the structure mask has values that are not numbers" in outcome.message
+    assert outcome.texts == []
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_training_is_not_lost_where_its_result_is_too_large(masked, host, graph, tensor):
+    """It is rendered at half the size and enlarged; outside the mask the picture stays as it was."""
+    picture, mask = torch.rand(1, 300, 350, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 300, 350)
+    mask[:, :, :150] = 1
+    nodes = {
+        "picture": tensor(picture),
+        "mask": tensor(mask, "TestMask"),
+        "device": node("TestMemory", image=link("picture"), megabytes=1e9, pixels=80_000),
+        "keep": node("SpliceSaveGenerator", generator=link("it", 1), filename_prefix="kept"),
+    }
+    inputs = {"structure_mask": link("mask"), "feather": 4.0} if masked else {}
+    before = len(host.log())
+    try:
+        outcome = host.run(graph(OPTIMIZER, nodes, structure=link("device"), **inputs))
+    finally:
+        host.free_memory()
+    assert outcome.status == "success", outcome.message
+    (result,) = host.pictures(outcome, "save")
+    assert result.shape == (300, 350, 3)
+    assert "out of memory for the result at full size on cpu: trying with less" in host.log()[before:]
+    kept = np.abs(result[:, 160:] - picture[0, :, 160:].mul(255).numpy()).max() <= 1
+    assert kept == masked
+
+
 def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
     """Until it fits; and where nothing fits, one sentence, after which the server goes on."""
     picture = torch.rand(1, 300, 350, 3, generator=torch.Generator().manual_seed(0))
@@ -450,7 +502,7 @@ def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
     def run(megabytes):
         nodes = {
             "picture": tensor(picture),
-            "device": node("TestMemory", image=link("picture"), megabytes=megabytes),
+            "device": node("TestMemory", image=link("picture"), megabytes=megabytes, pixels=2**30),
         }
         return host.run(graph(OPTIMIZER, nodes, structure=link("device"), appearance=link("device"), steps=1, size=300))
 
