@@ -72,12 +72,18 @@ def from_mask(mask: Tensor | None, what: str = "mask") -> Tensor | None:
 
 def to_image(pictures: Sequence[Tensor]) -> Tensor:
     """Engine pictures `[B, 3, H, W]` of one size as an IMAGE."""
-    return torch.cat(list(pictures)).detach().clamp(0, 1).movedim(1, -1).to(mm.intermediate_device())
+    return torch.cat(list(pictures)).detach().clamp(0, 1).movedim(1, -1).to(mm.intermediate_device(), image_dtype())
 
 
 def to_mask(masks: Tensor) -> Tensor:
     """Engine masks `[B, 1, H, W]` as a MASK."""
-    return masks[:, 0].detach().clamp(0, 1).to(mm.intermediate_device())
+    return masks[:, 0].detach().clamp(0, 1).to(mm.intermediate_device(), image_dtype())
+
+
+def image_dtype() -> torch.dtype:
+    """The precision in which ComfyUI keeps IMAGEs and MASKs; 0.8 has no choice yet."""
+    dtype: torch.dtype = mm.intermediate_dtype() if hasattr(mm, "intermediate_dtype") else torch.float32
+    return dtype
 
 
 def to_intermediate(features: Features) -> Features:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..splice_engine import Generator, SpliceError, render
 from ..splice_engine.files import check_place
 from . import folders, sockets
-from .convert import check_image, from_image, to_image
+from .convert import check_image, from_image, image_dtype, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
 from .progress import with_progress
 from .schema import make_schema
@@ -39,7 +39,7 @@ class ApplyGenerator(io.ComfyNode):
         with engine_context():
             check_image(image, "picture")
             # A clip may fill much of the memory: there is one copy of it, and it is the result.
-            result = torch.empty(*image.shape[:-1], 3, device=mm.intermediate_device())
+            result = torch.empty(*image.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())
             size, pixels = generator.metadata.get("size"), image[0, :, :, 0].numel()
             with on_device(generator, RENDER_BYTES * pixels) as device:
                 for frame, into in with_progress(list(zip(image.split(1), result.split(1), strict=True))):

@@ -1,6 +1,7 @@
 """The shipped workflows, against what ComfyUI said of the nodes in them (`object_info.json`)."""
 
 import json
+import math
 import uuid
 from dataclasses import fields
 from pathlib import Path
@@ -107,6 +108,57 @@ def test_nodes_do_not_overlap(workflow):
             apart_x = x >= other_x + other_width or other_x >= x + width
             apart_y = y - 30 >= other_y + other_height or other_y - 30 >= y + height  # a title is 30 high
             assert apart_x or apart_y
+
+
+TITLE, SLOT, FIRST_SLOT = 30, 20, 14
+"""Heights in pixels as the frontend draws nodes: their title above `pos`, and their sockets' places."""
+
+
+def socket_height(node, sockets, index):
+    """Where a socket is; those of widgets have no place of their own."""
+    before = sum("widget" not in socket for socket in sockets[:index])
+    return node["pos"][1] + FIRST_SLOT + SLOT * before
+
+
+def curve(start, end, points=200):
+    """Points of a link, which is a Bezier curve with handles of a quarter of its length."""
+    reach = math.dist(start, end) / 4
+    for share in (index / points for index in range(points + 1)):
+        weights = [math.comb(3, k) * (1 - share) ** (3 - k) * share**k for k in range(4)]
+        xs, ys = (start[0], start[0] + reach, end[0] - reach, end[0]), (start[1], start[1], end[1], end[1])
+        yield tuple(sum(weight * value for weight, value in zip(weights, side, strict=True)) for side in (xs, ys))
+
+
+def test_no_link_runs_behind_a_node(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for _, source, output, target, slot, _ in workflow["links"]:
+        a, b = nodes[source], nodes[target]
+        start = a["pos"][0] + a["size"][0], socket_height(a, a["outputs"], output)
+        end = b["pos"][0], socket_height(b, b["inputs"], slot)
+        assert start[0] < end[0]
+        for node in workflow["nodes"]:
+            (left, top), (width, height) = node["pos"], node["size"]
+            behind = [
+                (x, y)
+                for x, y in curve(start, end)
+                if left < x < left + width and top - TITLE < y < top + height and start[0] < x < end[0]
+            ]
+            assert behind == [], f"from {a['type']} to {b['type']}, behind {node['type']}"
+
+
+def test_the_frontend_fits_the_view(workflow):
+    assert "ds" not in workflow["extra"]
+
+
+def test_a_checkpoint_says_where_it_is(workflow):
+    """So that ComfyUI offers to download it."""
+    for node in workflow["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["directory"] == "checkpoints"
+            assert model["url"].startswith("https://")
+            assert model["name"] in model["url"]
 
 
 def test_every_node_of_ours_has_a_place_a_page_and_a_translation():
