@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import uuid
 from dataclasses import fields
 from pathlib import Path
@@ -55,6 +56,15 @@ def workflow(request):
 def test_there_are_workflows():
     assert len(WORKFLOWS) >= 7
     assert len({json.loads(path.read_text(encoding="utf-8"))["id"] for path in WORKFLOWS}) == len(WORKFLOWS)
+
+
+def test_names_and_the_readme_have_the_order_of_the_lessons():
+    """Each name begins with its number, and has a card and a row."""
+    names = [path.stem for path in WORKFLOWS]
+    assert [name[:3] for name in names] == [f"{number:02} " for number in range(1, len(names) + 1)]
+    assert all(path.with_suffix(".jpg").is_file() for path in WORKFLOWS)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (\d\d .+?) \|", readme, re.M) == names
 
 
 def test_format(workflow):
