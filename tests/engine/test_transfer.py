@@ -20,6 +20,7 @@ from splice_engine import (
     render,
 )
 from splice_engine.images import resize
+from splice_engine.matching.filters import to_grey, with_coarse_chroma
 from splice_engine.training.crops import CropSampler
 
 SMALL = {"size": 64, "vit_size": 56, "steps": 5, "match_passes": 1}
@@ -221,10 +222,17 @@ def test_the_residual_lies_over_the_output(size, begin, pair, vit):
     learnt = render(run.generator, picture, size=64)
     torch.testing.assert_close(run.image(size), learnt)  # none yet
     list(steps)
-    residual = 0.5 * (InstantTransfer.between(*pair, vit, run.settings).image(size) - learnt)
-    expected = (render(run.generator, picture, size=64) + residual).clamp(0, 1)
-    torch.testing.assert_close(run.image(size), expected)
+    matched = InstantTransfer.between(*pair, vit, run.settings).image(size)
+    residual = 0.5 * (matched - learnt)
+    added = render(run.generator, picture, size=64) + residual
+    result = run.image(size)
+    torch.testing.assert_close(result, with_coarse_chroma(added.clone(), matched).clamp(0, 1))
     assert residual.abs().max() > 0.01
+    # Brightness is that of the sum, coarse chroma that of the matched image.
+    inside = ((added > 0.1) & (added < 0.9)).all(dim=1, keepdim=True)
+    assert (to_grey(result) - to_grey(added))[inside].abs().max() < 1e-3
+    chroma, wanted, before = (resize(x - to_grey(x), (4, 4)) for x in (result, matched, added))
+    assert (chroma - wanted).abs().mean() < 0.5 * (before - wanted).abs().mean()
 
 
 def test_the_losses_are_those_of_the_picture_with_its_residual(begin):
