@@ -15,6 +15,7 @@ from ..splice_engine import (
     similarity_map,
 )
 from ..splice_engine.analysis.figures import heat_picture, loss_curves, mark_point, sheet
+from ..splice_engine.analysis.heatmaps import MAP_PATCHES
 from ..splice_engine.analysis.pca import MAP_SIZE, SELF_SIMILARITY
 from ..splice_engine.images import from_pil, sides
 from ..splice_engine.settings import DEFAULT_INVERSION
@@ -23,7 +24,7 @@ from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join
 from .convert import from_image, from_mask, pair_up, split_pairs, to_image, to_mask
 from .finish import button
-from .memory import engine_context, load_to_device, step_bytes
+from .memory import engine_context, load_to_device, pass_bytes, step_bytes
 from .progress import Progress, run_with_progress, with_progress
 from .schema import make_schema
 from .training import TrainingNode, render_run, train
@@ -76,7 +77,7 @@ class PCA(io.ComfyNode):
     ) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
             pictures = from_image(image, "picture")
-            (vit,) = load_to_device([backbone])
+            (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             similar = facet == SELF_SIMILARITY
             facet = "key" if similar else facet
             features = [vit.features(picture.to(vit.device), layer, facet, size) for picture in with_progress(pictures)]
@@ -123,7 +124,8 @@ class SimilarityMap(io.ComfyNode):
             masks = from_mask(mask)
             places = [(x, y)] if masks is None else list(masks.split(1))
             rows = pair_up({"pictures": source, "targets": searched, "masks": places})
-            (vit,) = load_to_device([backbone])
+            largest = MAP_PATCHES * backbone.model.backbone.patch
+            (vit,) = load_to_device([backbone], 2 * pass_bytes(backbone, searched[0], largest))
             soft, marked, best = [], [], []
             for picture, wanted, place in with_progress(rows):
                 found = similarity_map(picture, place, vit, wanted)
@@ -161,7 +163,7 @@ class AttentionMap(io.ComfyNode):
     def execute(cls, image, backbone, layer: int, head: int, mass: float, size: int) -> io.NodeOutput:
         with engine_context(), torch.no_grad():
             pictures, one = from_image(image, "picture"), None if head < 0 else head
-            (vit,) = load_to_device([backbone])
+            (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             masks, heats = [], []
             for picture in with_progress(pictures):
                 found = attention_map(picture, vit, layer, size)

@@ -29,6 +29,12 @@ VIT_BYTES = 180
 CROP_BYTES = 28
 """What a cached crop takes per pixel, with all that belongs to it: the mean over both pictures."""
 
+PASS_BYTES = 80
+"""What the ViT takes per token and width where no gradients flow, one block after the other."""
+
+MATCH_BYTES, PAINT_BYTES = 250_000_000, 240
+"""What an instant transfer takes: at the working size, whatever the pictures', and per pixel of the result."""
+
 RENDER_BYTES = 400
 """What the generator takes per pixel to render a picture."""
 
@@ -132,6 +138,13 @@ def on_device(generator: Generator, memory: float) -> Iterator[torch.device]:
         yield device
     finally:
         generator.to("cpu")
+
+
+def pass_bytes(patcher: ModelPatcher, picture: Tensor, size: int) -> int:
+    """About what one picture `[1, 3, H, W]` takes in a pass through a ViT, at a short side of `size` pixels."""
+    backbone = patcher.model.backbone
+    height, width = backbone.grid_size(*sides(picture), short=size)
+    return PASS_BYTES * backbone.width * (height // backbone.patch) * (width // backbone.patch)
 
 
 def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Settings) -> int:

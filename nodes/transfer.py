@@ -10,7 +10,7 @@ from ..splice_engine.analysis.figures import loss_curves
 from ..splice_engine.images import from_pil
 from . import sockets
 from .convert import split_pairs, to_image
-from .memory import engine_context, load_to_device, recall_backbone
+from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, load_to_device, recall_backbone
 from .progress import with_progress
 from .schema import make_schema
 from .training import TrainingNode, run_batch
@@ -163,7 +163,8 @@ class InstantTransfer(io.ComfyNode):
         with engine_context(), torch.no_grad():
             settings = engine.InstantSettings(**changes)
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
-            (vit,) = load_to_device([backbone])
+            pixels = max(pair.structure[0, 0].numel() for pair in pairs)
+            (vit,) = load_to_device([backbone], MATCH_BYTES + PAINT_BYTES * pixels)
             results = []
             for pair in with_progress(pairs):
                 if pair.is_left_alone:
