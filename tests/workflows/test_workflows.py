@@ -1,5 +1,6 @@
 """The shipped workflows, against what ComfyUI said of the nodes in them (`object_info.json`)."""
 
+import itertools
 import json
 import math
 import re
@@ -139,20 +140,30 @@ def curve(start, end, points=200):
         yield tuple(sum(weight * value for weight, value in zip(weights, side, strict=True)) for side in (xs, ys))
 
 
+def reroutes(workflow, link):
+    """The points that a link is led through, from its source on."""
+    points = {point["id"]: point for point in workflow["extra"].get("reroutes", [])}
+    last = {extension["id"]: extension["parentId"] for extension in workflow["extra"].get("linkExtensions", [])}
+    way, point = [], points.get(last.get(link))
+    while point:
+        assert link in point["linkIds"]
+        way.insert(0, tuple(point["pos"]))
+        point = points.get(point.get("parentId"))
+    return way
+
+
 def test_no_link_runs_behind_a_node(workflow):
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    for _, source, output, target, slot, _ in workflow["links"]:
+    for link, source, output, target, slot, _ in workflow["links"]:
         a, b = nodes[source], nodes[target]
         start = a["pos"][0] + a["size"][0], socket_height(a, a["outputs"], output)
         end = b["pos"][0], socket_height(b, b["inputs"], slot)
-        assert start[0] < end[0]
+        way = [start, *reroutes(workflow, link), end]
+        assert way == sorted(way, key=lambda point: point[0])
+        drawn = [point for pair in itertools.pairwise(way) for point in curve(*pair) if start[0] < point[0] < end[0]]
         for node in workflow["nodes"]:
             (left, top), (width, height) = node["pos"], node["size"]
-            behind = [
-                (x, y)
-                for x, y in curve(start, end)
-                if left < x < left + width and top - TITLE < y < top + height and start[0] < x < end[0]
-            ]
+            behind = [(x, y) for x, y in drawn if left < x < left + width and top - TITLE < y < top + height]
             assert behind == [], f"from {a['type']} to {b['type']}, behind {node['type']}"
 
 
