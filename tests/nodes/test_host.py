@@ -99,6 +99,16 @@ def test_previews_arrive_and_an_interruption_ends_the_run(host, graph):
     assert host.run(graph(OPTIMIZER, seed=1)).status == "success"
 
 
+def test_instant_transfers_of_a_batch_show_progress_and_can_be_cancelled_between_its_pictures(host, graph):
+    nodes = {"many": node("RepeatImageBatch", image=link("a"), amount=60)}
+    inputs = {"structure": link("many"), "appearance": link("b"), "backbone": link("vit"), "texture": 1.0}
+    outcome = host.run(
+        graph("SpliceInstantTransfer", nodes, feather=8.0, density=1, **inputs), lambda _: host.post("/interrupt")
+    )
+    assert outcome.status == "interrupted", outcome.message
+    assert 1 <= len(outcome.progress) < 60
+
+
 def test_finishing_early_keeps_the_picture(host, graph):
     show = {"log": node("PreviewAny", source=link("it", 3))}
     outcome = host.run(graph(OPTIMIZER, show, steps=5000, seed=2), lambda _: host.finish("it"))
