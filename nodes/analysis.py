@@ -23,11 +23,10 @@ from ..splice_engine.training.ablation import ablation_rows, ablation_settings
 from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join
 from .convert import from_image, from_mask, pair_up, split_pairs, to_image, to_mask
-from .finish import button
 from .memory import engine_context, load_to_device, pass_bytes, step_bytes
 from .progress import Progress, run_with_progress, with_progress
 from .schema import make_schema
-from .training import TrainingNode, render_run, train
+from .training import TrainingNode, render_run, train, work_through
 from .widgets import (
     backbone_input,
     facet_widget,
@@ -205,15 +204,15 @@ class InvertFeatures(TrainingNode):
             (vit,) = load_to_device([backbone], needed)
             progress = Progress(len(pictures) * settings.steps)
             results, curves = [], []
-            for picture in pictures:
+
+            def invert(picture: torch.Tensor) -> bool:
                 run, steps = run_with_progress(Inversion(picture, vit, settings, layer, facet), progress)
                 results.append(run.image(min(sides(picture))).cpu())
                 progress.next(run.steps, results[-1])
                 curves.append(from_pil(loss_curves([{"feature": step["feature"]} for step in steps])))
-                del run
-                if button.ends_batch:
-                    break
-                button.settle()
+                return True
+
+            work_through(pictures, invert)
             return io.NodeOutput(to_image(results), to_image(curves))
 
 

@@ -56,7 +56,7 @@ class FinishButton:
         return self._presses > 1
 
     def answer(self) -> None:
-        """The run has ended because of the press: its picture is not what the inputs give."""
+        """The run has ended early: what the node gives is not what its inputs give."""
         self.settle()
         if self._node is not None:
             self._short_runs[self._node] += 1

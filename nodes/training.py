@@ -1,7 +1,9 @@
 """Whole runs: of one pair, in lighter ways where memory does not suffice, and of a batch."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import comfy.model_management as mm
 from comfy.model_patcher import ModelPatcher
@@ -9,14 +11,18 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..splice_engine import Generator, Objective, Settings, Term, Transfer
+from ..splice_engine import Generator, Objective, Settings, SpliceError, Term, Transfer
 from ..splice_engine.images import sides
 from ..splice_engine.training.losses import PictureTerm, recipe_terms
 from ..splice_engine.training.result import render_result
 from .convert import ImagePair, to_image
 from .finish import button
-from .memory import free_for_rendering, is_out_of_memory, lighten, load_to_device, step_bytes
-from .progress import Progress, run_with_progress
+from .memory import NO_MEMORY, free_for_rendering, is_out_of_memory, lighten, load_to_device, step_bytes
+from .progress import Progress, run_with_progress, show_text
+
+log = logging.getLogger("splice")
+
+Item = TypeVar("Item")
 
 
 class TrainingNode(io.ComfyNode):
@@ -95,6 +101,32 @@ def render_run(run: Transfer) -> Tensor:
     return render_result(run)
 
 
+def work_through(items: Sequence[Item], work: Callable[[Item], bool]) -> None:
+    """Works on a batch, one item after the other, until the button ends it; see `FinishButton`.
+
+    An error ends it too: it is raised where nothing is finished yet, else only told, so that what is finished stays.
+
+    Args:
+        items: Of the batch.
+        work: Returns whether there was anything to train.
+    """
+    finished = 0
+    for number, item in enumerate(items, 1):
+        try:
+            finished += work(item)
+        except (SpliceError, RuntimeError, MemoryError) as error:
+            if not finished or not (isinstance(error, SpliceError) or is_out_of_memory(error)):
+                raise
+            reason = str(error) if isinstance(error, SpliceError) else NO_MEMORY
+            log.error("Splice: %d of %d failed, what is before it is kept: %s", number, len(items), reason)
+            show_text(f"{number} of {len(items)} failed, what is before it is kept: {reason}")
+            button.answer()
+            return
+        if button.ends_batch:
+            return
+        button.settle()
+
+
 def run_batch(
     pairs: Sequence[ImagePair],
     patchers: Sequence[ModelPatcher],
@@ -104,21 +136,24 @@ def run_batch(
 ) -> Outcome:
     """One run for each pair that is not left alone, all from the same start; arguments as for `train`.
 
-    Where the button ends the batch, there are pictures of the pairs so far.
+    Where the button or an error ends the batch, there are pictures of the pairs so far; see `work_through`.
     """
-    results, losses, progress = [], [], Progress(len(pairs) * settings.all_steps)
-    for pair in pairs:
+    results: list[Tensor] = []
+    losses: list[list[dict[str, float]]] = []
+    generators: list[Generator] = []
+    progress = Progress(len(pairs) * settings.all_steps)
+
+    def run_pair(pair: ImagePair) -> bool:
         if pair.is_left_alone:
             results.append(pair.structure)
             progress.next(settings.all_steps, pair.structure)
-            continue
+            return False
         run, steps = train(pair, patchers, settings, progress, terms, start)
         results.append(render_run(run))
         progress.next(run.steps, results[-1])
         losses.append(steps)
-        generator = run.generator.to("cpu")
-        del run
-        if button.ends_batch:
-            break
-        button.settle()
-    return Outcome(to_image(results), generator, losses)
+        generators[:] = [run.generator.to("cpu")]
+        return True
+
+    work_through(pairs, run_pair)
+    return Outcome(to_image(results), generators[-1], losses)

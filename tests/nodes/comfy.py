@@ -33,6 +33,8 @@ NODES = '''
 import os
 import sys
 import torch
+from aiohttp import web
+from server import PromptServer
 from torch.multiprocessing.reductions import StorageWeakRef
 
 class TestTensor:
@@ -96,6 +98,13 @@ class TestTimm:
         return {}
 
 torch.nn.modules.module.register_module_forward_hook(TestMemory.keep)
+
+@PromptServer.instance.routes.post("/test/megabytes")
+async def limit_at_once(request):
+    """As TestMemory, while a graph runs."""
+    TestMemory.megabytes = await request.json()
+    return web.Response()
+
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestImage, TestMask, TestMemory, TestTimm)}
 '''
 

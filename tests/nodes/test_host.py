@@ -505,6 +505,29 @@ def test_a_training_is_not_lost_where_its_result_is_too_large(masked, host, grap
     assert kept == masked
 
 
+@pytest.mark.parametrize("kind", [OPTIMIZER, "SpliceInvertFeatures"])
+def test_what_a_batch_has_finished_stays_where_the_next_one_fails(kind, host, graph):
+    nodes = {"three": node("RepeatImageBatch", image=link("a"), amount=3)}
+    inputs = {"structure": link("three"), "seed": 45}
+    if kind != OPTIMIZER:
+        recipe = {"preset": "fast", "steps": 2, "size": 72, "seed": 45}
+        inputs = {"image": link("three"), "backbone": link("vit"), "facet": "cls", "layer": -1, **recipe}
+
+    def take_memory(text):
+        if text == "2 steps":
+            host.post("/test/megabytes", 0.01)
+
+    try:
+        outcome = host.run(graph(kind, nodes, **inputs), on_text=take_memory)
+    finally:
+        host.free_memory()
+    assert outcome.status == "success", outcome.message
+    assert len(host.pictures(outcome, "save")) == 1
+    assert outcome.texts[-1].startswith("2 of 3 failed, what is before it is kept: out of memory")
+    again = host.run(graph(kind, nodes, **inputs))
+    assert len(host.pictures(again, "save")) == 3
+
+
 def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
     """Until it fits; and where nothing fits, one sentence, after which the server goes on."""
     picture = torch.rand(1, 300, 350, 3, generator=torch.Generator().manual_seed(0))
