@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .errors import SpliceError
+from .errors import SpliceError, pip_command
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +99,9 @@ def _read_with_plugin(path: Path) -> Image.Image:
     try:
         importlib.import_module(plugin.module)
     except ImportError:
-        command = f'"{sys.executable}" -m pip install {plugin.package}'
         raise SpliceError(
-            f"{path} is a picture in {name}, which is read with the package {plugin.package}: {command}, or convert "
-            "it to PNG or JPEG"
+            f"{path} is a picture in {name}, which is read with the package {plugin.package}: "
+            f"{pip_command(plugin.package)}, or convert it to PNG or JPEG"
         ) from None
     try:
         return _read(path)

@@ -20,12 +20,10 @@ from ..files import check_place
 from ..images import (
     check_format,
     check_mask,
-    check_picture,
     check_writable,
     from_pil,
     load_alpha,
     load_mask,
-    load_picture,
     save_picture,
     sides,
 )
@@ -48,6 +46,7 @@ from .common import (
     add_settings,
     iterate_with_bar,
     load_backbone,
+    load_one,
     parse_count,
     recipe_options,
 )
@@ -132,7 +131,7 @@ def add_apply(commands: Any) -> None:
 def run_apply(options: argparse.Namespace) -> int:
     """Applies a saved generator to a picture."""
     check_writable(options.output, options.overwrite)
-    picture = check_picture(load_picture(options.picture))
+    picture = load_one(options.picture, "picture")
     check_format(options.output, sides(picture))
     device = pick_device(options.device)
     generator = Generator.load(options.generator, device)
@@ -162,9 +161,7 @@ def add_measure(commands: Any) -> None:
 
 def run_measure(options: argparse.Namespace) -> int:
     """Prints the distances of a picture from the two that it was made of."""
-    structure, appearance, output = (
-        check_picture(load_picture(path), str(path)) for path in (options.structure, options.appearance, options.output)
-    )
+    structure, appearance, output = (load_one(path) for path in (options.structure, options.appearance, options.output))
     measurement = measure(structure, appearance, output, load_backbone(options), options.layer, options.size)
     values = dataclasses.asdict(measurement)
     if options.json:
@@ -267,11 +264,11 @@ def _load_inputs(options: argparse.Namespace) -> Inputs:
         None if path is None else check_mask(load_mask(path), f"mask {path}")
         for path in (options.structure_mask, options.appearance_mask)
     )
-    structure = check_picture(load_picture(options.structure), "structure picture")
+    structure = load_one(options.structure, "structure picture")
     check_format(options.output, sides(structure), options.keep_alpha)
     return Inputs(
         structure,
-        check_picture(load_picture(options.appearance), "appearance picture"),
+        load_one(options.appearance, "appearance picture"),
         load_alpha(options.structure) if options.keep_alpha else None,
         structure_mask,
         appearance_mask,

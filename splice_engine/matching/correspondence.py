@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import check_mask, resize, sides
-from ..masks import covered
+from ..masks import covered_patches
 from ..vit.backbone import Backbone, Request
 from ..vit.dense import extract_dense
 
@@ -238,9 +238,8 @@ def _cover(mask: Tensor | None, name: str, grid: tuple[int, int], backbone: Back
     """The cells of a grid over a picture that its mask covers, `[h·w]` booleans; None without a mask."""
     if mask is None:
         return None
-    at = (grid[0] * CELL_PIXELS, grid[1] * CELL_PIXELS)
-    mask = resize(check_mask(mask, name).to(backbone.device), at)
-    return covered(F.avg_pool2d(mask, CELL_PIXELS)).flatten()
+    mask = check_mask(mask, name).to(backbone.device)
+    return covered_patches(mask, (grid[0] * CELL_PIXELS, grid[1] * CELL_PIXELS), CELL_PIXELS)
 
 
 def _describe(

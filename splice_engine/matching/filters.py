@@ -1,4 +1,4 @@
-"""Image filters of the instant transfer: box mean, guided filter, local contrast and pull-push filling."""
+"""Image filters: box mean, guided filter, local contrast, coarse chroma and pull-push filling."""
 
 from functools import partial
 
@@ -13,7 +13,6 @@ GREY = (0.299, 0.587, 0.114)
 
 LOCAL_CONTRAST_RADIUS = 12
 """Pixels around a place that count as its surroundings."""
-
 
 CHROMA_SIDE, CHROMA_RADIUS = 256, 8
 """Short side in pixels at which coarse chroma is compared, and the pixels there over which it is averaged, twice."""

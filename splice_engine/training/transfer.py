@@ -87,7 +87,9 @@ class Transfer:
         self._starts_from_noise = generator is None and settings.warm_steps == 0
         start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
         self._trained = start.to(self.device)
-        self._trained.metadata.update(size=min(settings.size or 2**31, *sides(self.picture)), backbone=backbone.name)
+        short = min(sides(self.picture))
+        trained_at = short if settings.size is None else min(settings.size, short)
+        self._trained.metadata.update(size=trained_at, backbone=backbone.name)
         self._average: AveragedModel | None = None
         if settings.ema:
             self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))

@@ -90,6 +90,20 @@ def analyse(splice, files):
     return run
 
 
+@pytest.fixture
+def write_to(splice, files, transfer, analyse):
+    """Runs any command that writes a picture, quickly, with a place for it."""
+
+    def run(command, path):
+        if command == "apply":
+            return splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
+        if command == "instant":
+            return splice("instant", files.structure, files.appearance, "-o", path, *VIT)
+        return analyse(command, output=path) if command in ANALYSES else transfer("--steps", 1, output=path)
+
+    return run
+
+
 def tree(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
@@ -417,21 +431,13 @@ def test_bad_checkpoints(kind, transfer, files):
         (f"out/{'long' * 80}.png", "the name is too long"),
     ],
 )
-def test_bad_outputs(output, part, command, splice, transfer, analyse, files):
+def test_bad_outputs(output, part, command, write_to, files):
     (files.root / "out" / "folder.png").mkdir()
     (files.root / "out" / "there.png").write_bytes(b"precious")
     Generator().save(files.generator)
     before = tree(files.root)
     path = files.root / output
-    if command == "apply":
-        result = splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
-    elif command == "instant":
-        result = splice("instant", files.structure, files.appearance, "-o", path, *VIT)
-    elif command in ANALYSES:
-        result = analyse(command, output=path)
-    else:
-        result = transfer("--steps", 1, output=path)
-    refused(result, files, before, part, str(path))
+    refused(write_to(command, path), files, before, part, str(path))
 
 
 @pytest.mark.parametrize(
@@ -603,20 +609,12 @@ def test_curves(transfer, splice, files):
 
 
 @pytest.mark.parametrize("command", ["transfer", "instant", "apply", "pca", "similarity", "attention", "invert"])
-def test_what_a_format_cannot_hold_is_refused_before_the_work(command, splice, files, monkeypatch, analyse, transfer):
+def test_what_a_format_cannot_hold_is_refused_before_the_work(command, write_to, files, monkeypatch):
     monkeypatch.setitem(images.MOST_PIXELS, ".webp", 80)
     path = files.result.with_suffix(".webp")
     Generator().save(files.generator)
     before = tree(files.root)
-    if command == "apply":
-        result = splice("apply", files.generator, files.structure, "-o", path, "--device", "cpu")
-    elif command == "instant":
-        result = splice("instant", files.structure, files.appearance, "-o", path, *VIT)
-    elif command in ANALYSES:
-        result = analyse(command, output=path)
-    else:
-        result = transfer("--steps", 1, output=path)
-    refused(result, files, before, "at most 80 pixels")
+    refused(write_to(command, path), files, before, "at most 80 pixels")
 
 
 def test_transparency_that_a_format_cannot_hold(transfer, files):
