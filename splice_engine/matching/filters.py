@@ -14,7 +14,7 @@ GREY = (0.299, 0.587, 0.114)
 LOCAL_CONTRAST_RADIUS = 12
 """Pixels around a place that count as its surroundings."""
 
-CHROMA_SIDE, CHROMA_RADIUS = 256, 8
+CHROMA_SIDE, CHROMA_RADIUS = 256, 4
 """Short side in pixels at which coarse chroma is compared, and the pixels there over which it is averaged, twice."""
 
 
