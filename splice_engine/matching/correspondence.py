@@ -2,27 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import check_mask, resize, sides
-from ..masks import covered_patches
 from ..vit.backbone import Backbone, Request
-from ..vit.dense import extract_dense
-
-MATCH_PATCHES = 28
-"""Patches along a picture's short side for matching."""
-
-MATCH_FACETS = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), Request(-1, "key"))
-"""What is compared: keys of a middle layer distinguish parts, deeper tokens objects and background; both are needed."""
+from .descriptors import MATCH_FACETS, MATCH_PATCHES, covered_cells, describe, working_size
 
 TEMPERATURE = 0.03
 """Of the softmax over cosines."""
 
-CELL_PIXELS = 8
-"""Pixels per cell and axis at which it is counted what a mask covers of it."""
+LOCAL_SCALING = 0.75
+"""Share of a target cell's crowding that is taken off its similarities, as in cross-domain similarity local scaling
+(Conneau et al., 2018, with 0.5). Without it a few cells of the target that are near to much of the source take also the
+matches of what is special there: a nose would match the fur around the other one."""
+
+CROWDING_PATCHES = 3
+"""Patches of the source, those nearest to a cell of the target, to which its mean similarity is its crowding."""
 
 CHUNK_ENTRIES = 2**24
 """Most similarities in memory at a time."""
@@ -80,16 +77,16 @@ class Correspondence:
         Raises:
             SpliceError: Unknown density, a mask of the wrong shape or values, or one that selects nothing.
         """
-        a_size, b_size = (_working_size(picture, backbone, short_patches) for picture in (source, target))
+        a_size, b_size = (working_size(picture, backbone, short_patches) for picture in (source, target))
         a_grid, b_grid = (
             (size[0] // backbone.patch * density, size[1] // backbone.patch * density) for size in (a_size, b_size)
         )
-        a_covered = _cover(source_mask, "source mask", a_grid, backbone)
-        b_covered = _cover(target_mask, "target mask", b_grid, backbone)
+        a_covered = covered_cells(source_mask, "source mask", a_grid, backbone)
+        b_covered = covered_cells(target_mask, "target mask", b_grid, backbone)
         both = a_covered is not None and b_covered is not None
         return cls(
-            _describe(source, backbone, a_size, a_grid, requests, a_covered if both else None, density),
-            _describe(target, backbone, b_size, b_grid, requests, b_covered if both else None),
+            describe(source, backbone, a_size, a_grid, requests, a_covered if both else None, density),
+            describe(target, backbone, b_size, b_grid, requests, b_covered if both else None),
             a_grid,
             b_grid,
             b_covered,
@@ -101,9 +98,9 @@ class Correspondence:
         self, target: Tensor, backbone: Backbone, short_patches: int, requests: Sequence[Request] = MATCH_FACETS
     ) -> "Correspondence":
         """The same source with another target, or with the same one at another size; arguments as for `between`."""
-        size = _working_size(target, backbone, short_patches)
+        size = working_size(target, backbone, short_patches)
         grid = (size[0] // backbone.patch * self.density, size[1] // backbone.patch * self.density)
-        descriptors = _describe(target, backbone, size, grid, requests, None)
+        descriptors = describe(target, backbone, size, grid, requests, None)
         return Correspondence(self.source, descriptors, self.source_grid, grid, density=self.density)
 
     @torch.no_grad()
@@ -130,8 +127,8 @@ class Correspondence:
         """
         patches = (self.source_grid[0] // self.density, self.source_grid[1] // self.density)
         size = (patches[0] * backbone.patch, patches[1] * backbone.patch)
-        centre = _cover(mask, "source mask", self.source_grid, backbone)
-        descriptors = _describe(painted, backbone, size, self.source_grid, requests, centre, self.density)
+        centre = covered_cells(mask, "source mask", self.source_grid, backbone)
+        descriptors = describe(painted, backbone, size, self.source_grid, requests, centre, self.density)
         return replace(self, source=(self.source + descriptors) / 2)
 
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -171,9 +168,18 @@ class Correspondence:
             column = torch.where(better, 2 * width - 1 - index % width, column)
         return torch.stack([row, column])
 
+    @cached_property
+    def crowding(self) -> Tensor:
+        """`[M]`, mean similarity of each target cell to the cells of the source that are nearest to it."""
+        count = min(CROWDING_PATCHES * self.density**2, len(self.source))
+        parts = self.target.split(max(1, CHUNK_ENTRIES // len(self.source)))
+        return torch.cat([(part @ self.source.T).topk(count).values.mean(dim=1) for part in parts])
+
     def _best(self, radius: int, mirrored: bool = False) -> tuple[Tensor, Tensor]:
         """Highest similarity of each source cell and the flat index of the target's cell, `[h, w]` each."""
-        found = [self._exclude_unmatchable(v.flatten(2)).max(dim=-1) for _, v in self._volumes(radius, mirrored)]
+        crowding = LOCAL_SCALING * self.crowding.view(self.target_grid)
+        volumes = self._volumes(radius, mirrored, crowding=crowding)
+        found = [self._exclude_unmatchable(volume.flatten(2)).max(dim=-1) for _, volume in volumes]
         return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
     def similarity(self, selected: Tensor, radius: int = 0) -> Tensor:
@@ -197,7 +203,7 @@ class Correspondence:
         return torch.maximum(*similarities)[None, None]
 
     def _volumes(
-        self, radius: int, mirrored: bool = False, rows: range | None = None
+        self, radius: int, mirrored: bool = False, rows: range | None = None, crowding: Tensor | float = 0.0
     ) -> Iterator[tuple[slice, Tensor]]:
         """Similarities averaged over neighbours, `[rows, w, h', w']`, a band of rows of the source at a time.
 
@@ -205,13 +211,14 @@ class Correspondence:
             radius: As for `matches`.
             mirrored: Whether the neighbour to the right is compared with the one to the left in the target.
             rows: The rows of the source that are needed; None is all of them.
+            crowding: `[h', w']`, taken off the similarities before they are averaged.
         """
         height, width = self.source_grid
         reach = radius * self.density
         for top, bottom in self._bands(reach, range(height) if rows is None else rows):
             first, last = max(0, top - reach), min(height, bottom + reach)
             similarity = self.source[first * width : last * width] @ self.target.T
-            volume = similarity.view(last - first, width, *self.target_grid)
+            volume = similarity.view(last - first, width, *self.target_grid) - crowding
             volume = volume.flip(-1) if mirrored else volume
             for axis in (0, 1):
                 volume = _diagonal_mean(volume, axis, radius, self.density)
@@ -227,55 +234,6 @@ class Correspondence:
         step = max(1, CHUNK_ENTRIES // (self.source_grid[1] * len(self.target)) - 2 * reach)
         for top in range(rows.start, rows.stop, step):
             yield top, min(top + step, rows.stop)
-
-
-def _working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tuple[int, int]:
-    short = short_patches * backbone.patch
-    return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
-
-
-def _cover(mask: Tensor | None, name: str, grid: tuple[int, int], backbone: Backbone) -> Tensor | None:
-    """The cells of a grid over a picture that its mask covers, `[h·w]` booleans; None without a mask."""
-    if mask is None:
-        return None
-    mask = check_mask(mask, name).to(backbone.device)
-    return covered_patches(mask, (grid[0] * CELL_PIXELS, grid[1] * CELL_PIXELS), CELL_PIXELS)
-
-
-def _describe(
-    picture: Tensor,
-    backbone: Backbone,
-    size: tuple[int, int],
-    grid: tuple[int, int],
-    requests: Sequence[Request],
-    centre: Tensor | None,
-    density: int = 1,
-) -> Tensor:
-    """Descriptors `[N, D]` whose dot products are the means of the requests' cosines.
-
-    Features of the picture and of its mirror image are added: that weakens their dependence on position, and the
-    descriptors of a mirrored picture are the mirrored descriptors.
-
-    Args:
-        picture: `[1, 3, H, W]`.
-        backbone: The ViT.
-        size: (height, width) in pixels of what it gets.
-        grid: (height, width) in cells.
-        requests: The facets.
-        centre: `[N]` booleans, the cells whose mean is subtracted; None is all of them.
-        density: Features that are extracted per patch and axis; they are interpolated to the grid.
-    """
-    picture = resize(picture.to(backbone.device), size)
-    extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density)
-    parts = []
-    for request in requests:
-        features = (extracted[request][0] + extracted[request][1].flip(1)).movedim(-1, 0)[None]
-        if sides(features) != grid:
-            features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
-        tokens = features[0].flatten(1).T
-        mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
-        parts.append(F.normalize(tokens - mean, dim=-1))
-    return torch.cat(parts, dim=-1) / len(requests) ** 0.5
 
 
 def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int) -> Tensor:

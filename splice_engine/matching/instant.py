@@ -10,11 +10,12 @@ from ..images import check_mask, check_picture, resize, short_side_size, sides
 from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
-from .correspondence import MATCH_PATCHES, Correspondence
+from .correspondence import Correspondence
+from .descriptors import MATCH_PATCHES
 from .filters import box_mean, guided_filter, local_contrast, pull_push_fill, to_grey
 from .patchmatch import find_offsets, paint
 
-COHERENCE = 2
+COHERENCE = 1
 """Neighbours this many patches away vote on a match."""
 
 PATCH_PIXELS = 16

@@ -3,6 +3,7 @@
 import pytest
 import skimage.data
 import torch
+import torch.nn.functional as F
 
 from splice_engine import Correspondence, InstantSettings, InstantTransfer, SpliceError, Transfer, preset
 from splice_engine.images import resize
@@ -34,6 +35,16 @@ def test_a_picture_matches_its_mirror_image_mirrored(backbone, pair):
     rows, columns = grid_of(match)
     row, column = match.matches()
     assert ((row == rows) & (column == match.target_grid[1] - 1 - columns)).float().mean() >= 0.99
+
+
+def test_a_place_near_to_everything_does_not_take_the_match_of_what_is_special():
+    fur, nose = F.normalize(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    source = torch.cat([fur.repeat(15, 1), F.normalize(fur + nose, dim=0)[None]])  # the fur around shows in the nose
+    target = F.normalize(torch.stack([fur, fur + 0.2 * nose, fur, nose]), dim=-1)
+    match = Correspondence(source, target, (1, 16), (1, 4))
+    assert match.source[15] @ target[1] > match.source[15] @ target[3]  # as they are, the fur is nearer
+    assert match.matches()[1, 0, 15] == 3
+    assert 3 not in match.matches()[1, 0, :15]
 
 
 def test_coherence_makes_neighbours_match_neighbours(backbone, pair):

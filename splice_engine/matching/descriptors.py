@@ -1,0 +1,71 @@
+"""Descriptors of a picture's cells, by which the matching compares them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images import check_mask, resize, sides
+from ..masks import covered_patches
+from ..vit.backbone import Backbone, Request
+from ..vit.dense import extract_dense
+
+MATCH_PATCHES = 28
+"""Patches along a picture's short side for matching."""
+
+MATCH_FACETS = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), Request(-1, "key"))
+"""What is compared: keys of a middle layer distinguish parts, deeper tokens objects and background; both are needed."""
+
+CELL_PIXELS = 8
+"""Pixels per cell and axis at which it is counted what a mask covers of it."""
+
+
+def working_size(picture: Tensor, backbone: Backbone, short_patches: int) -> tuple[int, int]:
+    """(height, width) in pixels at which a picture has so many patches along its short side."""
+    short = short_patches * backbone.patch
+    return backbone.grid_size(*sides(picture), short=short, longest=2 * short)
+
+
+def covered_cells(mask: Tensor | None, name: str, grid: tuple[int, int], backbone: Backbone) -> Tensor | None:
+    """The cells of a grid over a picture that its mask covers, `[h·w]` booleans; None without a mask."""
+    if mask is None:
+        return None
+    mask = check_mask(mask, name).to(backbone.device)
+    return covered_patches(mask, (grid[0] * CELL_PIXELS, grid[1] * CELL_PIXELS), CELL_PIXELS)
+
+
+def describe(
+    picture: Tensor,
+    backbone: Backbone,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    requests: Sequence[Request],
+    centre: Tensor | None,
+    density: int = 1,
+) -> Tensor:
+    """Descriptors `[N, D]` whose dot products are the means of the requests' cosines.
+
+    Features of the picture and of its mirror image are added: that weakens their dependence on position, and the
+    descriptors of a mirrored picture are the mirrored descriptors.
+
+    Args:
+        picture: `[1, 3, H, W]`.
+        backbone: The ViT.
+        size: (height, width) in pixels of what it gets.
+        grid: (height, width) in cells.
+        requests: The facets.
+        centre: `[N]` booleans, the cells whose mean is subtracted; None is all of them.
+        density: Features that are extracted per patch and axis; they are interpolated to the grid.
+    """
+    picture = resize(picture.to(backbone.device), size)
+    extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density)
+    parts = []
+    for request in requests:
+        features = (extracted[request][0] + extracted[request][1].flip(1)).movedim(-1, 0)[None]
+        if sides(features) != grid:
+            features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
+        tokens = features[0].flatten(1).T
+        mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
+        parts.append(F.normalize(tokens - mean, dim=-1))
+    return torch.cat(parts, dim=-1) / len(requests) ** 0.5
