@@ -17,7 +17,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from splice_engine import CATALOGUE, INVERSION_PRESETS, PRESETS, InstantSettings, InversionSettings, Settings
+from splice_engine import (
+    CATALOGUE,
+    INVERSION_PRESETS,
+    PRESETS,
+    InstantSettings,
+    InversionSettings,
+    RefinementSettings,
+    Settings,
+)
 from splice_engine.settings import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +44,7 @@ def render_pages() -> dict[Path, str]:
     pages = {ROOT / "web" / "docs" / f"{name}.md": _node_tables(schemas[name]) for name in schemas if _is_ours(name)}
     docs = ROOT / "docs"
     pages[docs / "command-line.md"] = {
+        "splice refine": make_table(("option", "meaning", "default"), _option_rows(RefinementSettings, defaults=True)),
         "splice instant": make_table(("option", "meaning", "default"), _option_rows(InstantSettings, defaults=True)),
         "splice transfer": make_table(("option", "meaning"), _option_rows(Settings)),
         "splice invert": make_table(("option", "meaning"), _option_rows(InversionSettings)),

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..splice_engine import Generator, Objective, Settings, SpliceError, Term, Transfer
 from ..splice_engine.images import sides
-from ..splice_engine.training.losses import PictureTerm, recipe_terms
+from ..splice_engine.training.losses import recipe_terms
 from ..splice_engine.training.result import render_result
+from ..splice_engine.training.terms import PictureTerm
 from .convert import ImagePair, to_image
 from .finish import button
 from .memory import NO_MEMORY, free_for_rendering, is_out_of_memory, lighten, load_to_device, step_bytes

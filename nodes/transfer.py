@@ -119,7 +119,7 @@ class Optimizer(TrainingNode):
     ) -> io.NodeOutput:
         with engine_context():
             if generator is not None:
-                changes["warm_steps"] = 0
+                changes["refine_steps"] = changes["warm_steps"] = 0
             settings = resolve_preset(preset, **changes)
             patchers = [backbone, *(part.patcher for part in objective if part.patcher is not None)]
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)

@@ -32,8 +32,8 @@ HALF = (
 """What a mask selects; the same picture as a file selects the opposite half on the command line."""
 
 PRESET_TIPS: dict[type[Recipe], str] = {
-    Settings: "The recipe; `paper` is the paper's own. On 2 CPU cores with a ViT-S/14: draft 1 minute, standard 4, "
-    "paper 20; dino_vitb8 takes six times as long. On a GPU with a ViT-S/14: 8 and 20 s.",
+    Settings: "The recipe; `paper` is the paper's own. On 2 CPU cores with a ViT-S/14: draft 1 minute, standard 2, "
+    "paper 20; dino_vitb8 takes six times as long. On a GPU with a ViT-S/14: draft 8 s.",
     InversionSettings: "The recipe; `paper` is the paper's own. On 2 CPU cores with a ViT-S/14: fast 1 minute, paper "
     "hours.",
 }

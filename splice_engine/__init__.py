@@ -12,14 +12,34 @@ from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
 from .matching.instant import InstantTransfer
-from .settings import INVERSION_PRESETS, PRESETS, InstantSettings, InversionSettings, Settings, inversion_preset, preset
+from .settings import (
+    INVERSION_PRESETS,
+    PRESETS,
+    InstantSettings,
+    InversionSettings,
+    RefinementSettings,
+    Settings,
+    inversion_preset,
+    preset,
+)
 from .training.ablation import ablation
 from .training.generator import Generator
 from .training.inversion import Inversion
-from .training.losses import Appearance, Colour, Contrast, Identity, MatchedL1, Reconstruction, Structure, Term
+from .training.losses import (
+    Appearance,
+    Colour,
+    Contrast,
+    Identity,
+    MatchedL1,
+    Reconstruction,
+    Structure,
+    TokenDistance,
+)
 from .training.objective import Objective, Pictures
+from .training.refinement import Refinement
 from .training.rendering import render
 from .training.run import Step
+from .training.terms import Term
 from .training.transfer import Transfer
 from .vit.backbone import Backbone, Request
 from .vit.catalogue import CATALOGUE, DEFAULT_BACKBONE, OFFLINE_BACKBONE
@@ -51,6 +71,8 @@ __all__ = [
     "Objective",
     "Pictures",
     "Reconstruction",
+    "Refinement",
+    "RefinementSettings",
     "Request",
     "SelfSimilarity",
     "Settings",
@@ -59,6 +81,7 @@ __all__ = [
     "Step",
     "Structure",
     "Term",
+    "TokenDistance",
     "Transfer",
     "ablation",
     "attention_map",

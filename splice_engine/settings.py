@@ -101,6 +101,16 @@ class InstantSettings(Recipe):
 
 
 @dataclass(frozen=True)
+class RefinementSettings(InstantSettings):
+    """A recipe of refinement, which begins at the instant transfer."""
+
+    steps: int = _setting(60, "steps of refinement", low=0)
+    size: int = _setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
+    seed: int = _seed()
+    learning_rate: float = _setting(4e-3, "learning rate of RMSprop in the first step; it falls to 0", low=0, high=1)
+
+
+@dataclass(frozen=True)
 class Settings(InstantSettings):
     """A recipe of training. The defaults are the paper's (section 4 and supplement)."""
 
@@ -113,6 +123,9 @@ class Settings(InstantSettings):
         step=8,
     )
     seed: int = _seed()
+    refine_steps: int = _setting(
+        0, "steps of refinement before the generator's, which sharpen the matched image by the ViT's tokens", low=0
+    )
     warm_steps: int = _setting(
         0,
         "steps of a warm start, in which the generator learns the matched image without the ViT; 0: starts from noise",
@@ -175,8 +188,13 @@ class Settings(InstantSettings):
 
     @property
     def all_steps(self) -> int:
-        """Steps of the whole run, those of the warm start included."""
-        return self.warm_steps + self.steps
+        """Steps of the whole run, those of refinement and warm start included."""
+        return self.steps_before + self.steps
+
+    @property
+    def steps_before(self) -> int:
+        """Steps of refinement and warm start."""
+        return self.refine_steps + self.warm_steps
 
 
 _DRAFT = Settings(
@@ -203,11 +221,12 @@ _DRAFT = Settings(
 
 PRESETS: dict[str, Settings] = {
     "draft": _DRAFT,
-    "standard": replace(_DRAFT, steps=300),
+    "standard": replace(_DRAFT, refine_steps=60, learning_rate=5e-4),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
-"""`draft` learns the matched image in a warm start, then takes a few steps of the recipe; `standard` takes more.
+"""`draft` learns the matched image in a warm start, then takes a few steps of the recipe; `standard` refines that image
+first.
 
 The structure term weighs far more than in the paper, since self-similarity is what the matched image lacks. Colour and
 contrast terms hold the output to the matched image over squares of pixels, without which the [CLS] token would leave

@@ -11,6 +11,7 @@ from .common import prepare_console
 from .demo import add_demo
 from .experiments import add_ablate, add_curves, add_invert
 from .outputs import INTERRUPTED
+from .refine import add_refine
 from .transfer import add_apply, add_instant, add_measure, add_transfer
 from .weights import add_weights
 
@@ -20,6 +21,7 @@ USER_ERROR = 2
 COMMANDS = (
     add_transfer,
     add_instant,
+    add_refine,
     add_apply,
     add_measure,
     add_pca,

@@ -76,7 +76,7 @@ def add_transfer(commands: Any) -> None:
     """Adds `splice transfer`."""
     parser = commands.add_parser("transfer", help="train on a pair of pictures and write the result")
     parser.set_defaults(run=run_transfer)
-    _add_inputs(parser)
+    add_inputs(parser)
     parser.add_argument(
         "--strip", type=Path, metavar="FILE", help="also write both pictures and the result side by side"
     )
@@ -87,14 +87,14 @@ def run_transfer(options: argparse.Namespace) -> int:
     """Trains on a pair of pictures."""
     settings = preset(options.preset, **recipe_options(Settings, options))
     check_outputs(options, settings)
-    return train(_load_inputs(options), settings, options)
+    return train(load_inputs(options), settings, options)
 
 
 def add_instant(commands: Any) -> None:
     """Adds `splice instant`."""
     parser = commands.add_parser("instant", help="transfer by semantic matching alone, in seconds and without training")
     parser.set_defaults(run=run_instant)
-    _add_inputs(parser)
+    add_inputs(parser)
     add_backbone(parser)
     add_dtype(parser)
     add_settings(parser, InstantSettings, "recipe (default in brackets)")
@@ -104,7 +104,7 @@ def run_instant(options: argparse.Namespace) -> int:
     """Makes the instant transfer of a pair of pictures."""
     settings = InstantSettings(**recipe_options(InstantSettings, options))
     check_writable(options.output, options.overwrite)
-    inputs = _load_inputs(options)
+    inputs = load_inputs(options)
     instant = InstantTransfer.between(
         inputs.structure,
         inputs.appearance,
@@ -258,7 +258,7 @@ def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, o
                 every = None
 
 
-def _load_inputs(options: argparse.Namespace) -> Inputs:
+def load_inputs(options: argparse.Namespace) -> Inputs:
     """Loads the pictures and masks that the options name."""
     structure_mask, appearance_mask = (
         None if path is None else check_mask(load_mask(path), f"mask {path}")
@@ -280,8 +280,8 @@ def _number(path: Path, step: int) -> Path:
     return path.with_stem(f"{path.stem}-{step:05d}")
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds what `_load_inputs` reads, and the result."""
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Adds what `load_inputs` reads, and the result."""
     add_pair(parser)
     add_output(parser)
     parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")

@@ -142,9 +142,17 @@ class Correspondence:
             `[1, C, h, w]` on the source's grid.
         """
         flat = values.flatten(2)[0].T
-        rows = self.source.split(max(1, CHUNK_ENTRIES // len(self.target)))
-        warped = [self._exclude_unmatchable(part @ self.target.T / temperature).softmax(dim=-1) @ flat for part in rows]
-        return torch.cat(warped).T.reshape(1, -1, *self.source_grid)
+        warped = torch.cat([shares @ flat for shares in self._shares(temperature)])
+        return warped.T.reshape(1, -1, *self.source_grid)
+
+    def usage(self, temperature: float = TEMPERATURE) -> Tensor:
+        """How much each target cell is matched by all source cells together, `[M]`; arguments as for `warp`."""
+        return torch.stack([shares.sum(dim=0) for shares in self._shares(temperature)]).sum(dim=0)
+
+    def _shares(self, temperature: float) -> Iterator[Tensor]:
+        """Softmax weights of the target's cells `[n, M]`, for some of the source's at a time."""
+        for part in self.source.split(max(1, CHUNK_ENTRIES // len(self.target))):
+            yield self._exclude_unmatchable(part @ self.target.T / temperature).softmax(dim=-1)
 
     def matches(self, radius: int = 0, mirror: bool = False) -> Tensor:
         """The best match of each source cell.

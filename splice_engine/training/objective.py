@@ -11,7 +11,7 @@ from ..images import resize
 from ..masks import covered_patches
 from ..settings import VIT_LONGEST, VIT_SIZE
 from ..vit.backbone import Backbone, Request
-from .losses import FeatureTerm, PictureTerm, Term, vit_input_size
+from .terms import FeatureTerm, PictureTerm, Term, vit_input_size
 
 MASKS = {
     "output": "structure_mask",

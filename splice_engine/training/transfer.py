@@ -1,9 +1,9 @@
 """Semantic appearance transfer: a generator is trained on one pair of pictures (paper, section 3)."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 
 import torch
@@ -14,17 +14,18 @@ from ..errors import SpliceError
 from ..images import check_mask, check_picture, resize, short_side_size, sides
 from ..masks import composite
 from ..matching.filters import with_coarse_chroma
-from ..matching.instant import InstantTransfer
-from ..settings import DEFAULT_PRESET, PRESETS, Settings
+from ..settings import DEFAULT_PRESET, PRESETS, InstantSettings, RefinementSettings, Settings
 from ..vit.backbone import Backbone
 from ..vit.precision import fast_fp32
 from .crops import CropSampler
 from .generator import Generator
 from .losses import recipe_terms
-from .objective import Objective, Pictures, Targets
-from .pair import Pair, Sample, add_noise_if_flat, to_training_size
+from .objective import Objective
+from .pair import Pair, add_noise_if_flat, to_training_size
+from .refinement import Refinement
 from .rendering import render
-from .run import Step, backward, make_forward, move_parts
+from .run import Step, make_forward, move_parts
+from .splicing import Splicing
 from .warm_start import WarmStart
 
 
@@ -68,7 +69,7 @@ class Transfer:
         generator: Generator | None = None,
     ) -> None:
         if generator is not None:
-            settings = replace(settings, warm_steps=0, residual=0.0)  # its own picture is where the run begins
+            settings = replace(settings, refine_steps=0, warm_steps=0, residual=0.0)  # its own picture is the start
         self.backbone = backbone
         self.device = backbone.device
         self.picture = check_picture(structure, "structure picture")
@@ -109,7 +110,7 @@ class Transfer:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run, those of the warm start included."""
+        """Steps of the whole run, those of refinement and warm start included."""
         return self.settings.all_steps
 
     @property
@@ -119,19 +120,27 @@ class Transfer:
 
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.steps:
-            phase = self._warm_start if self.step < self.settings.warm_steps else self._splicing
+            phase = self._phase
             with fast_fp32() if self.device.type == "cpu" else nullcontext():
-                total, losses = phase.step()
-            if self._average is not None:
+                total, losses = phase.take_step()
+            if self._average is not None and phase is not self.refinement:
                 self._average.update_parameters(self._trained)
             self.step += 1
             yield Step(self.step - 1, total, losses)
 
+    @property
+    def _phase(self) -> "Refinement | WarmStart | Splicing":
+        """What takes the next step."""
+        if self.step < self.settings.refine_steps:
+            return self.refinement
+        return self._warm_start if self.step < self.settings.steps_before else self._splicing
+
     def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
 
-        A share of residual adds what the generator lacked of the matched image when the recipe began; coarse chroma is
-        then the matched image's. Past the mask and its feather the picture is exactly the structure picture.
+        A share of residual adds what the generator lacks of the matched image, from the first step of the recipe on
+        what it lacked then; coarse chroma is then the matched image's. Past the mask and its feather the picture is
+        exactly the structure picture.
 
         Args:
             size: Short side in pixels; None renders at the structure picture's full size.
@@ -149,9 +158,10 @@ class Transfer:
         result = render(self.generator, given, size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
-        if self.settings.residual and self.step > self.settings.warm_steps:
-            matched = self.instant.painted(size)
-            lacking = matched - render(self._reference, given, size=self.settings.size)
+        if self.settings.residual:
+            matched = self.refinement.painted(size)
+            begun = self.step > self.settings.steps_before
+            lacking = matched - (render(self._reference, given, size=self.settings.size) if begun else result)
             result = with_coarse_chroma(result.add_(lacking, alpha=self.settings.residual), matched).clamp_(0, 1)
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
         return result if self.mask is None else composite(picture, result, self.mask, feather)
@@ -162,7 +172,9 @@ class Transfer:
             vars(self).pop(name, None)
         self._trained.zero_grad()
         self.device = torch.device(device)
-        move_parts(vars(self), ("instant", "mask", "_trained", "_average", "_reference"), self.device)
+        if "refinement" in vars(self):
+            self.refinement.end(self.device)
+        move_parts(vars(self), ("mask", "_trained", "_average", "_reference"), self.device)
 
     @cached_property
     def pair(self) -> Pair:
@@ -175,16 +187,22 @@ class Transfer:
         return Pair(
             structure,
             appearance,
-            resize(self.instant.painted(min(at)), at) if needs_matched else None,
+            resize(self.refinement.painted(min(at)), at) if needs_matched else None,
             None if self.mask is None else resize(self.mask, at),
             None if self.appearance_mask is None else resize(self.appearance_mask, sides(appearance)),
         )
 
     @cached_property
-    def instant(self) -> InstantTransfer:
-        """The instant transfer, whose picture is the matched image."""
-        return InstantTransfer.between(
-            self.picture, self.appearance, self.backbone, self.settings, self.mask, self.appearance_mask
+    def refinement(self) -> Refinement:
+        """What paints the matched image: the instant transfer, refined where the recipe says so."""
+        settings = {item.name: getattr(self.settings, item.name) for item in fields(InstantSettings)}
+        return Refinement(
+            self.picture,
+            self.appearance,
+            self.backbone,
+            RefinementSettings(**settings, steps=self.settings.refine_steps, seed=self.settings.seed),
+            self.mask,
+            self.appearance_mask,
         )
 
     @cached_property
@@ -197,7 +215,7 @@ class Transfer:
         return WarmStart(self._trained, self._forward, self.pair, self._sampler, self.objective.backbone, self.settings)
 
     @cached_property
-    def _splicing(self) -> "Splicing":
+    def _splicing(self) -> Splicing:
         residual = None
         if self.settings.residual:
             assert self.pair.matched is not None
@@ -205,94 +223,3 @@ class Transfer:
                 residual = self.settings.residual * (self.pair.matched - self._reference(self.pair.structure))
         parts = (self._trained, self._forward, self.objective, self.pair, self._sampler, self.settings)
         return Splicing(*parts, residual, appearance_first=self._starts_from_noise)
-
-
-class Splicing:
-    """The training proper (paper, section 3): samples of the pair, painted, compared by the objective's terms.
-
-    Args:
-        generator: Whose weights are trained.
-        forward: Applies it.
-        objective: The terms.
-        pair: The pictures at training size.
-        sampler: Draws samples of them.
-        settings: The recipe.
-        residual: `[1, 3, H, W]`, added to the output for the structure picture, or None.
-        appearance_first: The first step has the appearance term alone, as the paper begins.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        forward: Callable[[Tensor], Tensor],
-        objective: Objective,
-        pair: Pair,
-        sampler: CropSampler,
-        settings: Settings,
-        residual: Tensor | None,
-        appearance_first: bool,
-    ) -> None:
-        self.forward, self.objective, self.pair, self.sampler = forward, objective, pair, sampler
-        self.settings, self.residual, self.index = settings, residual, 0
-        self.appearance_first = appearance_first and "appearance" in objective.terms
-        terms = objective.terms.values()
-        self.identity_only = all(term.output == "reconstruction" for term in terms)
-        self.compares_whole = any(term.output == "output" and term.target != "matched" for term in terms)
-        self.optimizer = torch.optim.Adam(
-            generator.parameters(), settings.learning_rate, betas=(settings.beta1, settings.beta2)
-        )
-        self.decay = torch.optim.lr_scheduler.LinearLR(
-            self.optimizer, 1.0, settings.learning_rate_end, total_iters=settings.steps - 1
-        )
-
-    def step(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step: its total, and the unweighted losses by name."""
-        settings, index = self.settings, self.index
-        first = index == 0 and self.appearance_first
-        names = ["appearance"] if first else None
-        a, b = self.sampler.structure(self.pair, self.residual), self.sampler.appearance(self.pair)
-        output = self.paint(a)
-        with_identity = not first and (self.identity_only or index % settings.identity_every == 0)
-        reconstruction = self.forward(b.picture) if with_identity else None
-        targets = self.extract_targets(a, b, names)
-        pictures = Pictures(output, a.picture, a.target, b.picture, reconstruction, a.mask, b.mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        colour = 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)
-        total, losses = backward(self.objective, pictures, names, targets, {"colour": colour})
-        if self.compares_whole and settings.whole_every and index % settings.whole_every == 0:
-            # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.
-            whole = Sample(self.pair.structure, residual=self.residual, mask=self.pair.structure_mask)
-            pictures = Pictures(
-                self.paint(whole),
-                whole.picture,
-                appearance=b.picture,
-                structure_mask=whole.mask,
-                appearance_mask=b.mask,
-            )
-            whole_total, whole_losses = backward(self.objective, pictures, names)
-            total = total + whole_total
-            losses.update({f"whole_{name}": loss for name, loss in whole_losses.items()})
-        self.optimizer.step()
-        self.decay.step()
-        self.index += 1
-        return total, losses
-
-    def paint(self, sample: Sample) -> Tensor:
-        """The generator's output for a sample of the structure picture, with the residual added."""
-        output = self.forward(sample.picture)
-        return output if sample.residual is None else (output + sample.residual).clamp(0, 1)
-
-    def extract_targets(self, a: Sample, b: Sample, names: Sequence[str] | None) -> Targets:
-        """Features that the outputs are compared with; a cached crop keeps its own, and both share one pass."""
-        new_a, new_b = (None if sample.features else sample for sample in (a, b))
-        pictures = Pictures(
-            structure=new_a.picture if new_a else None,
-            appearance=new_b.picture if new_b else None,
-            structure_mask=a.mask,
-            appearance_mask=b.mask,
-        )
-        features = self.objective.targets(pictures, None if self.settings.cached_crops else names)
-        for sample, name in ((new_a, "structure"), (new_b, "appearance")):
-            if sample is not None:
-                sample.features = {key: value for key, value in features.items() if key[0] == name}
-        return {**a.features, **b.features}

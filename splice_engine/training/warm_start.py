@@ -17,7 +17,7 @@ from .run import backward
 
 
 class WarmStart:
-    """The first steps of a run; like `Splicing` it has a `step()`.
+    """The first steps of a run; like `Splicing` it has a `take_step()`.
 
     The matched image is learnt whole, without crops or flips: half as many steps reach as far, and those come later.
 
@@ -46,7 +46,7 @@ class WarmStart:
         self.optimizer = torch.optim.Adam(generator.parameters(), highest)
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, highest, total_steps=settings.warm_steps)
 
-    def step(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One step: its total, and the unweighted losses by name."""
         settings, pair = self.settings, self.pair
         a = Sample(pair.structure, pair.matched, mask=pair.structure_mask)

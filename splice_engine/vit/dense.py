@@ -80,7 +80,7 @@ def extract_dense(
     dense: dict[Request, Tensor] = {}
     for row, down in enumerate(offsets):
         for column, right in enumerate(offsets):
-            extracted = backbone(_shift(picture, down, right), requests)
+            extracted = backbone(shift(picture, down, right), requests)
             for request, tokens in extracted.items():
                 if request not in dense:
                     size = (len(picture), grid[0] * density, grid[1] * density, tokens.shape[-1])
@@ -90,7 +90,7 @@ def extract_dense(
     return dense
 
 
-def _shift(picture: Tensor, down: int, right: int) -> Tensor:
+def shift(picture: Tensor, down: int, right: int) -> Tensor:
     """The picture from `down` and `right` pixels further on; what comes in is reflected at the border."""
     reach = max(abs(down), abs(right))
     if not reach:
