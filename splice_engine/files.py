@@ -15,6 +15,9 @@ from .errors import SpliceError
 APP = "splice-vit"
 """Name of the engine's folder in the user's cache."""
 
+TEMPORARY = ".splice-"
+"""Beginning of the name of a file that is being written."""
+
 RETRIES = (0.1, 0.2, 0.4)
 """Seconds to wait before another attempt at replacing a file that is in use."""
 
@@ -35,7 +38,7 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside `target`: it becomes `target` if the block succeeds and is deleted if it fails."""
-    temporary = target.with_name(f".splice-{secrets.token_hex(6)}{target.suffix}")  # short: long names have no room
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}{target.suffix}")  # short: long names have no room
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
     try:
         yield temporary

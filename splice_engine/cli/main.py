@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import SpliceError
 from ..vit.devices import is_out_of_memory
 from .analysis import add_attention, add_pca, add_similarity
+from .batch import add_batch
 from .common import prepare_console
 from .demo import add_demo
 from .experiments import add_ablate, add_curves, add_invert
@@ -24,6 +25,7 @@ COMMANDS = (
     add_refine,
     add_apply,
     add_measure,
+    add_batch,
     add_pca,
     add_similarity,
     add_attention,
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `splice`; None takes those of the process.
 
     Returns:
-        The exit status: 0, `USER_ERROR` or `INTERRUPTED`.
+        The exit status: 0, `USER_ERROR`, `INTERRUPTED`, or that of a batch with failed rows.
     """
     prepare_console()
     options = build_parser().parse_args(arguments)
