@@ -80,15 +80,19 @@ class Log:
 
     Args:
         path: The file, which is replaced; None writes nothing.
+        kept: Lines at its beginning that stay, of steps before those that follow.
 
     Raises:
         SpliceError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, kept: int = 0) -> None:
         self._error: OSError | None = None
         try:
+            before = path.read_bytes().splitlines(keepends=True)[:kept] if path and kept and path.is_file() else []
             self._file = None if path is None else path.open("wb", buffering=0)
+            if self._file is not None:
+                self._file.write(b"".join(before))
         except OSError as error:
             assert path is not None
             raise write_error(path, error) from None

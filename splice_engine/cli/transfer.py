@@ -35,6 +35,7 @@ from ..training.result import render_result
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import is_out_of_memory, pick_device
+from .checkpoints import Resumption, add_checkpoints, allow_resumption
 from .common import (
     OPAQUE,
     add_backbone,
@@ -186,12 +187,14 @@ def add_training(
     ):
         parser.add_argument(flag, type=Path, metavar="FILE", help=text)
     parser.add_argument("--every", type=parse_count, metavar="N", help="also write the picture every N steps")
+    add_checkpoints(parser)
     add_quiet(parser)
     add_settings(parser, Settings)
 
 
 def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
     """Checks that all files of a training can be written, and that no two are the same."""
+    allow_resumption(options)
     pictures = [options.output, *([options.strip] if options.strip else [])]
     if options.every:
         steps = range(options.every, settings.all_steps, options.every)
@@ -216,9 +219,10 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
         appearance_mask=inputs.appearance_mask,
         generator=start,
     )
-    started = time.monotonic()
-    with closing(Log(options.log)) as log:
-        _take_steps(run, log, started, inputs.alpha, options)
+    progress = Resumption(run, options)
+    started = time.monotonic() - progress.seconds
+    with closing(Log(options.log, run.step)) as log:
+        _take_steps(run, log, started, inputs.alpha, options, progress)
     outputs = Outputs()
     result = _render(run, outputs, options)
     row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
@@ -227,6 +231,7 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
     outputs.write(options.save_generator, run.generator.save)
     outputs.write(options.log, log.check)
     outputs.check()
+    progress.end()
     return report_end(run.step, run.steps, time.monotonic() - started, outputs.written)
 
 
@@ -243,8 +248,10 @@ def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Ten
     raise SpliceError(f"out of memory for the result: shrink the structure picture; {kept}")
 
 
-def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace) -> None:
-    """Takes the steps of a run, logs each, and writes the picture every so many."""
+def _take_steps(
+    run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace, progress: Resumption
+) -> None:
+    """Takes the steps of a run, logs each, and writes the picture and the checkpoint every so many."""
     every = options.every
     for step in iterate_with_bar(run, options.quiet):
         log.write({"step": step.index, **step.floats(), "seconds": time.monotonic() - started})
@@ -256,6 +263,8 @@ def _take_steps(run: Transfer, log: Log, started: float, alpha: Tensor | None, o
                     raise
                 tqdm.write(f"splice: {error}", file=sys.stderr)
                 every = None
+        progress.save(time.monotonic() - started)
+    progress.save(time.monotonic() - started, interrupted=True)
 
 
 def load_inputs(options: argparse.Namespace) -> Inputs:
