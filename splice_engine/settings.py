@@ -8,6 +8,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from .errors import SpliceError
 from .masks import FEATHER
 
+SEEDS = 2**63
+"""How many there are."""
+
 VIT_SIZE = 224
 """Short side in pixels at which the ViT gets a picture (paper, section 4)."""
 
@@ -32,7 +35,8 @@ def _setting(
 
 
 def _seed() -> Any:
-    return _setting(0, "seed of all random draws; on one CPU the same seed gives the same bits", low=0, high=2**63 - 1)
+    text = "seed of all random draws; on one CPU the same seed gives the same bits"
+    return _setting(0, text, low=0, high=SEEDS - 1)
 
 
 @dataclass(frozen=True)

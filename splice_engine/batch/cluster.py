@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ RETRIES = 2
 
 AHEAD = 2
 """Jobs given for each that can be worked on, so that none waits for its pictures."""
+
+POLL_SECONDS = 10
+"""Without a result, after which the head is asked whether it is there."""
 
 PROBE_SECONDS = 30
 """Within which a cluster answers."""
@@ -47,6 +51,7 @@ class Cluster:
         _probe(address)
         self._ray: Any = ray
         ray.init(address, logging_level="ERROR", log_to_driver=False)
+        self._head: str = ray.get_runtime_context().gcs_address
         self._kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         options = {"num_gpus": 1, "num_cpus": 0} if self._kind == "GPU" else {"num_cpus": 1}
         # max_calls=0: a process keeps its backbone from job to job, also on a GPU.
@@ -59,6 +64,7 @@ class Cluster:
     @property
     def _slots(self) -> int:
         """Jobs that the cluster can work on now; machines come and go."""
+        self._check_head()  # where it is gone, Ray would wait for its answer and then end this process
         return int(self._ray.cluster_resources().get(self._kind, 0))
 
     @property
@@ -73,12 +79,26 @@ class Cluster:
         self._jobs[self._task.remote(job)] = job
 
     def wait(self) -> Iterator[tuple[Job, Outcome]]:
-        (done,), _ = self._ray.wait(list(self._jobs), num_returns=1)
-        job = self._jobs.pop(done)
-        yield job, self._outcome(done)
+        done: list[Any] = []
+        while not done:
+            done, _ = self._ray.wait(list(self._jobs), timeout=POLL_SECONDS)
+            if not done:
+                self._check_head()
+        yield self._jobs.pop(done[0]), self._outcome(done[0])
 
     def close(self) -> None:
         self._ray.shutdown()
+
+    def _check_head(self) -> None:
+        """Raises a SpliceError where the head is gone: Ray itself waits for results that never come."""
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), POLL_SECONDS).close()
+        except OSError:
+            raise SpliceError(
+                f"the head of the Ray cluster at {self._head} is gone: start it and its workers again, and run the "
+                "same command, which goes on"
+            ) from None
 
     def _outcome(self, reference: Any) -> Outcome:
         errors = self._ray.exceptions

@@ -119,7 +119,7 @@ class BatchFolder:
         lines: dict[int, dict[str, Any]] = {}
         for row in done:
             record = self._records[row.output]
-            lines[row.number] = {**_describe(row), "seed": row.settings.seed, **record}
+            lines[row.number] = {**_describe(row), **record}
         for number, error in errors.items():
             lines[number] = {**(_describe(rows[number]) if number in rows else {}), "error": error}
         columns = ("row", "output", "structure", "appearance", "seed", *FIGURES, "backbone", "layer", "size", "dtype")
@@ -148,7 +148,7 @@ class BatchFolder:
     def _caption(self, row: Row) -> str:
         record = self._records[row.output]
         figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3g}" for name in FIGURES if name in record)
-        return f"row {row.number}: {row.output} · {figures} · seed {row.settings.seed} · {record['seconds']:g} s"
+        return f"row {row.number}: {row.output} · {figures} · seed {record['seed']} · {record['seconds']:g} s"
 
     def check(self) -> bool:
         """Whether the folder is new or empty.

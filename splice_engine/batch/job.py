@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..training.result import render_result
 from ..training.transfer import Transfer
 from ..vit.backbone import Backbone
 from ..vit.devices import is_out_of_memory, pick_device, pick_dtype
+from .best_of import BestOf
 
 STRIP_HEIGHT = 240
 """Of the pictures in a strip, in pixels."""
@@ -49,6 +50,7 @@ class Job:
         output: Name of the result; its suffix is the format.
         pictures: `[1, 3, H, W]` in 0..1 of "structure" and "appearance", `[1, 1, h, w]` of their masks.
         settings: The recipe.
+        best_of: Seeds that begin.
         vit: The backbone.
     """
 
@@ -57,6 +59,7 @@ class Job:
     output: str
     pictures: Mapping[str, np.ndarray]
     settings: Settings
+    best_of: int
     vit: ViT
 
 
@@ -67,7 +70,7 @@ class Outcome:
     Attributes:
         picture: The result's file.
         strip: A JPEG of both pictures and the result.
-        figures: The measures of the result, and the seconds that it took.
+        figures: The measures of the result, its seed, and the seconds that it took.
         error: Why there is none of that, and how to mend it.
         ends_batch: Whether that concerns all rows.
     """
@@ -106,14 +109,18 @@ def _transfer(job: Job, backbone: Backbone) -> Outcome:
     started = time.monotonic()
     given = {name: torch.tensor(array) for name, array in job.pictures.items()}
     structure, appearance = given["structure"], given["appearance"]
-    run = Transfer(
+    begin = partial(
+        Transfer,
         structure,
         appearance,
         backbone,
-        job.settings,
         structure_mask=given.get("structure_mask"),
         appearance_mask=given.get("appearance_mask"),
     )
+    selection = BestOf(begin, job.settings, job.best_of)
+    for _ in selection:
+        pass
+    run = selection.best
     for _ in run:
         pass
     result = render_result(run)
@@ -121,7 +128,7 @@ def _transfer(job: Job, backbone: Backbone) -> Outcome:
     return Outcome(
         _encode(result, job.output),
         _draw_strip({"structure": structure, "appearance": appearance, "result": result}),
-        {**figures, "seconds": round(time.monotonic() - started, 2)},
+        {**figures, "seed": run.settings.seed, "seconds": round(time.monotonic() - started, 2)},
     )
 
 

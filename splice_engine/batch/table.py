@@ -12,11 +12,12 @@ from typing import Any, get_args, get_type_hints
 from ..errors import SpliceError
 from ..images import WRITABLE
 from ..settings import Settings, preset
+from .best_of import MOST
 
 PICTURES = ("structure", "appearance")
 MASKS = ("structure_mask", "appearance_mask")
 SETTINGS: dict[str, Field[Any]] = {item.name: item for item in fields(Settings)}
-COLUMNS = (*PICTURES, *MASKS, "output", "preset", *SETTINGS)
+COLUMNS = (*PICTURES, *MASKS, "output", "preset", "best_of", *SETTINGS)
 
 LONGEST_NAME = 200
 """Bytes of an output's name: file systems take 255, and the names of what is kept of it are longer."""
@@ -39,6 +40,7 @@ class Row:
         appearance_mask: Likewise.
         output: Name of the result, without a folder.
         settings: The recipe.
+        best_of: Seeds that begin.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Row:
     appearance_mask: Path | None
     output: str
     settings: Settings
+    best_of: int = 1
 
     @property
     def files(self) -> dict[str, Path]:
@@ -69,7 +72,7 @@ class Table:
     errors: Mapping[int, str]
 
 
-def read_table(path: Path, preset_name: str, changes: Mapping[str, Any]) -> Table:
+def read_table(path: Path, preset_name: str, changes: Mapping[str, Any], best_of: int = 1) -> Table:
     """Reads a table.
 
     Args:
@@ -77,6 +80,7 @@ def read_table(path: Path, preset_name: str, changes: Mapping[str, Any]) -> Tabl
             in it are relative to its folder.
         preset_name: The recipe of rows that name none.
         changes: Settings of all rows that do not set them.
+        best_of: Seeds of rows that name no number.
 
     Raises:
         SpliceError: It cannot be read, or its columns are not those of a batch. A bad row raises nothing.
@@ -95,7 +99,7 @@ def read_table(path: Path, preset_name: str, changes: Mapping[str, Any]) -> Tabl
             if len(cells) > len(columns):
                 raise SpliceError(f"{len(cells)} cells for {len(columns)} columns: quote a cell with a comma in it")
             given = {name: cell for name, cell in zip(columns, cells, strict=False) if name and cell}
-            row = _read_row(number, given, path.parent, preset_name, changes)
+            row = _read_row(number, given, path.parent, preset_name, changes, best_of)
             first = numbers.setdefault(row.output.casefold(), number)
             if first != number:
                 raise SpliceError(f"row {first} has the output {row.output} too: name another in the column 'output'")
@@ -132,7 +136,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     for name in columns:
         if name and name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, 1)
-            advice = f"did you mean '{near[0]}'?" if near else f"leave it out; there are {', '.join(COLUMNS[:6])}"
+            advice = f"did you mean '{near[0]}'?" if near else f"leave it out; there are {', '.join(COLUMNS[:7])}"
             raise SpliceError(f"{path} has a column '{name}', which is no setting of a transfer: {advice}")
         if name and columns.count(name) > 1:
             raise SpliceError(f"{path} has the column '{name}' twice: leave one out")
@@ -141,7 +145,9 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
             raise SpliceError(f"{path} has no column '{name}': its first row names the columns, {name} among them")
 
 
-def _read_row(number: int, given: Mapping[str, str], folder: Path, preset_name: str, changes: Mapping[str, Any]) -> Row:
+def _read_row(
+    number: int, given: Mapping[str, str], folder: Path, preset_name: str, changes: Mapping[str, Any], best_of: int
+) -> Row:
     for name in PICTURES:
         if name not in given:
             raise SpliceError(f"the cell '{name}' is empty: name a picture")
@@ -158,10 +164,14 @@ def _read_row(number: int, given: Mapping[str, str], folder: Path, preset_name: 
         raise SpliceError(f"the output's name has more than {LONGEST_NAME} bytes: give a shorter one")
     own = {name: parse_setting(SETTINGS[name], cell) for name, cell in given.items() if name in SETTINGS}
     settings = preset(given.get("preset", preset_name), **{**changes, **own})
+    if (count := given.get("best_of")) is not None:
+        if not count.isdecimal() or not 1 <= int(count) <= MOST:
+            raise SpliceError(f"best_of must be a whole number from 1 to {MOST}, not '{count}'")
+        best_of = int(count)
     structure, appearance, structure_mask, appearance_mask = (paths.get(name) for name in (*PICTURES, *MASKS))
     assert structure is not None
     assert appearance is not None
-    return Row(number, structure, appearance, structure_mask, appearance_mask, output, settings)
+    return Row(number, structure, appearance, structure_mask, appearance_mask, output, settings, best_of)
 
 
 def parse_setting(item: Field[Any], cell: str) -> Any:

@@ -90,7 +90,7 @@ class Batch:
         }
         check_format(Path(row.output), sides(pictures["structure"]))
         arrays = {name: picture.numpy() for name, picture in pictures.items()}
-        return Job(row.number, key, row.output, arrays, row.settings, self.vit)
+        return Job(row.number, key, row.output, arrays, row.settings, row.best_of, self.vit)
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         if outcome.error is None:
@@ -108,7 +108,14 @@ class Batch:
     def _key(self, row: Row) -> str:
         """Stands for all that a row's result is made of: the contents of its files, the settings and the backbone."""
         files = {name: self._hash(path) for name, path in row.files.items()}
-        parts = [files, asdict(row.settings), Path(row.output).suffix.lower(), self._backbone, self.vit.dtype]
+        parts = [
+            files,
+            asdict(row.settings),
+            row.best_of,
+            Path(row.output).suffix.lower(),
+            self._backbone,
+            self.vit.dtype,
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _hash(self, path: Path) -> str:

@@ -18,6 +18,7 @@ from ..batch.work import Batch
 from ..settings import DEFAULT_PRESET, PRESETS, Settings
 from ..vit import weights
 from ..vit.catalogue import lookup
+from .best_of import add_best_of
 from .common import add_backbone, add_dtype, add_overwrite, add_quiet, add_settings, parse_count, recipe_options
 from .outputs import INTERRUPTED
 from .weights import download_bar
@@ -37,8 +38,8 @@ def add_batch(commands: Any) -> None:
         "table",
         type=Path,
         metavar="PAIRS.csv",
-        help="with columns structure and appearance, and if need be structure_mask, appearance_mask, output, preset "
-        "and any setting; files are relative to it",
+        help="with columns structure and appearance, and if need be structure_mask, appearance_mask, output, preset, "
+        "best_of and any setting; files are relative to it",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="a new one, or that of this batch so far"
@@ -52,13 +53,14 @@ def add_batch(commands: Any) -> None:
         "--preset", default=DEFAULT_PRESET, choices=PRESETS, help="of rows that name none (default: %(default)s)"
     )
     add_dtype(parser)
+    add_best_of(parser)
     add_quiet(parser)
     add_settings(parser, Settings)
 
 
 def run_batch(options: argparse.Namespace) -> int:
     """Trains on all pairs of a table that have no result yet."""
-    table = read_table(options.table, options.preset, recipe_options(Settings, options))
+    table = read_table(options.table, options.preset, recipe_options(Settings, options), options.best_of)
     folder = BatchFolder(options.output, options.table, options.overwrite)
     folder.check()
     batch = Batch(table, folder, ViT(options.backbone, options.device, options.dtype))

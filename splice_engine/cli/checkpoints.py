@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,10 +31,25 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.checkpoint")
 
 
-def allow_resumption(options: argparse.Namespace) -> None:
-    """A run that goes on may replace the files that it has written before."""
-    if options.resume and checkpoint_path(options.output).is_file():
+def check_checkpoints(options: argparse.Namespace) -> None:
+    """Lets a run that goes on replace the files that it has written before.
+
+    Raises:
+        SpliceError: The options ask for several seeds too, or would replace the checkpoint of another run.
+    """
+    path = checkpoint_path(options.output)
+    if options.best_of > 1 and (options.checkpoint_every or options.resume):
+        raise SpliceError(
+            "--best-of keeps no checkpoints: leave out --checkpoint-every and --resume, or choose a --seed"
+        )
+    if not path.is_file():
+        return
+    if options.resume:
         options.overwrite = True
+    elif options.checkpoint_every and not options.overwrite:
+        raise SpliceError(
+            f"{path} is of a run that was broken off: go on with --resume, or begin anew with --overwrite"
+        )
 
 
 class Resumption:
@@ -44,38 +60,44 @@ class Resumption:
         options: With `checkpoint_every`, `resume` and `output`.
 
     Attributes:
-        seconds: That the run has taken before.
+        step: Steps that the run had taken when it was broken off.
 
     Raises:
         SpliceError: The checkpoint is that of another run.
     """
 
     def __init__(self, run: Transfer, options: argparse.Namespace) -> None:
-        self._run, self._every, self.seconds = run, options.checkpoint_every, 0.0
+        self._run, self._every = run, options.checkpoint_every
+        self.step, self._started = 0, time.monotonic()
         self._checkpoint: Checkpoint | None = None
         if not (options.checkpoint_every or options.resume):
             return
         self._checkpoint = Checkpoint(run, checkpoint_path(options.output))
-        if not options.resume:
-            return
-        if self._checkpoint.exists:
-            self.seconds = self._checkpoint.restore()
+        if options.resume and self._checkpoint.exists:
+            self._started -= self._checkpoint.restore()
+            self.step = run.step
             print(f"splice: going on after step {run.step} of {run.steps}", file=sys.stderr)
-        else:
+            return
+        if options.resume:
             print(f"splice: no checkpoint at {self._checkpoint.path}: the run begins anew", file=sys.stderr)
+        self.save()  # before anything else, so that there is one wherever there are files of the run
 
-    def save(self, seconds: float, interrupted: bool = False) -> None:
+    @property
+    def seconds(self) -> float:
+        """That the run has taken so far, in all of its processes."""
+        return time.monotonic() - self._started
+
+    def save(self, interrupted: bool = False) -> None:
         """Writes the checkpoint where it is its turn; a disk that takes none does not end the run.
 
         Args:
-            seconds: That the run has taken.
             interrupted: No further step is taken now.
         """
         run, every = self._run, self._every
         is_due = interrupted or (every is not None and run.step % every == 0)
         if self._checkpoint and is_due and run.steps_left:
             try:
-                self._checkpoint.save(seconds)
+                self._checkpoint.save(self.seconds)
             except SpliceError as error:
                 tqdm.write(f"splice: {error}", file=sys.stderr)
                 self._every = None

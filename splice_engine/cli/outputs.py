@@ -97,11 +97,11 @@ class Log:
             assert path is not None
             raise write_error(path, error) from None
 
-    def write(self, values: dict[str, float]) -> None:
-        """Adds a line."""
+    def write(self, *lines: dict[str, float]) -> None:
+        """Adds lines."""
         if self._file is not None and self._error is None:
             try:
-                self._file.write(json.dumps(values).encode() + b"\n")
+                self._file.write(b"".join(json.dumps(values).encode() + b"\n" for values in lines))
             except OSError as error:
                 self._error = error
 

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,8 @@ from ..training.result import render_result
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import is_out_of_memory, pick_device
-from .checkpoints import Resumption, add_checkpoints, allow_resumption
+from .best_of import add_best_of, choose_run
+from .checkpoints import Resumption, add_checkpoints, check_checkpoints
 from .common import (
     OPAQUE,
     add_backbone,
@@ -188,13 +188,14 @@ def add_training(
         parser.add_argument(flag, type=Path, metavar="FILE", help=text)
     parser.add_argument("--every", type=parse_count, metavar="N", help="also write the picture every N steps")
     add_checkpoints(parser)
+    add_best_of(parser)
     add_quiet(parser)
     add_settings(parser, Settings)
 
 
 def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
     """Checks that all files of a training can be written, and that no two are the same."""
-    allow_resumption(options)
+    check_checkpoints(options)
     pictures = [options.output, *([options.strip] if options.strip else [])]
     if options.every:
         steps = range(options.every, settings.all_steps, options.every)
@@ -210,19 +211,21 @@ def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
 def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> int:
     """Trains, and writes all that the options ask for; returns the exit status."""
     start = Generator.load(options.start) if options.start else None
-    run = Transfer(
+    begin = partial(
+        Transfer,
         inputs.structure,
         inputs.appearance,
         load_backbone(options),
-        settings,
         structure_mask=inputs.structure_mask,
         appearance_mask=inputs.appearance_mask,
         generator=start,
     )
-    progress = Resumption(run, options)
-    started = time.monotonic() - progress.seconds
-    with closing(Log(options.log, run.step)) as log:
-        _take_steps(run, log, started, inputs.alpha, options, progress)
+    run = (choice := choose_run(begin, settings, options)).run
+    saver = Resumption(run, options)
+    with closing(Log(options.log, saver.step)) as log:
+        log.write(*choice.lines)
+        if not choice.interrupted:
+            _take_steps(run, log, saver, inputs.alpha, options)
     outputs = Outputs()
     result = _render(run, outputs, options)
     row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
@@ -231,8 +234,8 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
     outputs.write(options.save_generator, run.generator.save)
     outputs.write(options.log, log.check)
     outputs.check()
-    progress.end()
-    return report_end(run.step, run.steps, time.monotonic() - started, outputs.written)
+    saver.end()
+    return report_end(run.step, run.steps, saver.seconds, outputs.written)
 
 
 def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Tensor:
@@ -248,13 +251,11 @@ def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Ten
     raise SpliceError(f"out of memory for the result: shrink the structure picture; {kept}")
 
 
-def _take_steps(
-    run: Transfer, log: Log, started: float, alpha: Tensor | None, options: argparse.Namespace, progress: Resumption
-) -> None:
+def _take_steps(run: Transfer, log: Log, saver: Resumption, alpha: Tensor | None, options: argparse.Namespace) -> None:
     """Takes the steps of a run, logs each, and writes the picture and the checkpoint every so many."""
     every = options.every
     for step in iterate_with_bar(run, options.quiet):
-        log.write({"step": step.index, **step.floats(), "seconds": time.monotonic() - started})
+        log.write({"step": step.index, **step.floats(), "seconds": saver.seconds})
         if every and run.step % every == 0 and run.step < run.steps:
             try:
                 save_picture(run.image(), _number(options.output, run.step), alpha, overwrite=True)
@@ -263,8 +264,8 @@ def _take_steps(
                     raise
                 tqdm.write(f"splice: {error}", file=sys.stderr)
                 every = None
-        progress.save(time.monotonic() - started)
-    progress.save(time.monotonic() - started, interrupted=True)
+        saver.save()
+    saver.save(interrupted=True)
 
 
 def load_inputs(options: argparse.Namespace) -> Inputs:

@@ -143,7 +143,9 @@ def test_what_was_killed_goes_on(start, splice, write_table, pictures, tmp_path)
 
 def test_a_process_that_dies_is_replaced():
     """Its job is begun again, and given up at last: another row may be worked on."""
-    job = Job(2, "", "a.png", {"structure": np.zeros((1, 3, 64, 64))}, Settings(), ViT(OFFLINE_BACKBONE, "cpu", "fp32"))
+    job = Job(
+        2, "", "a.png", {"structure": np.zeros((1, 3, 64, 64))}, Settings(), 1, ViT(OFFLINE_BACKBONE, "cpu", "fp32")
+    )
     workers = Processes(["cpu"])
     try:
         workers.give(job)
@@ -201,6 +203,7 @@ def test_a_table_that_is_none_is_refused(splice, write_table, tmp_path, text, wo
         ("preset", f"{ROW},best", "unknown preset 'best'"),
         ("steps", f"{ROW},ten", "steps must be a whole number, not 'ten'"),
         ("steps", f"{ROW},0", "steps must be at least 1, not 0"),
+        ("best_of", f"{ROW},17", "best_of must be a whole number from 1 to 16, not '17'"),
         ("size", f"{ROW},large", "size must be a whole number or full, not 'large'"),
         ("jitter", f"{ROW},much", "jitter must be a number, not 'much'"),
         ("compile", f"{ROW},perhaps", "compile must be true or false, not 'perhaps'"),
@@ -219,10 +222,13 @@ def test_a_bad_row_is_told_and_the_others_stay(write_table, columns, row, words)
 
 def test_cells_are_settings(write_table):
     """As options: hyphens or underscores, empty cells for what is not given; a row outranks the command line."""
-    text = "Structure,appearance,--warm-steps,size,compile,preset\na.png,b.png,4,full,yes,draft\na.png,a.png\n"
+    text = (
+        "Structure,appearance,--warm-steps,size,compile,preset,best-of\na.png,b.png,4,full,yes,draft,2\na.png,a.png\n"
+    )
     rows = read_table(write_table(text), "paper", {"warm_steps": 2, "seed": 9}).rows
     assert rows[0].settings == preset("draft", warm_steps=4, size=None, compile=True, seed=9)
     assert rows[1].settings == preset("paper", warm_steps=2, seed=9)
+    assert [row.best_of for row in rows] == [2, 1]
     assert [row.output for row in rows] == ["a-b.png", "a-a.png"]
 
 

@@ -189,6 +189,11 @@ def test_resuming_asks_for_the_same_run(splice, command, tmp_path, monkeypatch):
     assert result.status == 2
     assert "is there already" in result.err
     (folder / "out.png.checkpoint").write_bytes(b"")
+    for path in folder.glob("*.*g"):
+        path.unlink()
+    result = splice(*arguments)
+    assert (result.status, len(result.complaint)) == (2, 1)
+    assert "of a run that was broken off: go on with --resume" in result.err
     result = splice(*arguments, "--resume")
     assert (result.status, len(result.complaint)) == (2, 1)
     assert "is no checkpoint" in result.err

@@ -1,0 +1,167 @@
+"""The best of several seeds: all begin, and early measures decide which go on (successive halving)."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from torch import Tensor
+
+from ..analysis.metrics import measure
+from ..images import sides
+from ..settings import SEEDS, Settings
+from ..training.run import Step
+from ..training.transfer import Transfer
+
+MOST = 16
+"""Most seeds: more would be left after too few steps to tell them apart."""
+
+EXTRA_COST = 0.65
+"""What the steps of all seeds but the best may cost, as a share of one run; their measures come on top."""
+
+WARM_COST = 0.35
+"""Cost of a step of the warm start in steps of the recipe, with a ViT-S/14; with larger ones it is less."""
+
+COARSE_COST = WARM_COST / 4
+"""The same at half the size."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a seed had reached when it was measured.
+
+    Attributes:
+        step: Steps that it had taken.
+        seed: Its number.
+        structure_distance: Of its picture then, see `Measurement`.
+        appearance_distance: Likewise.
+        goes_on: Whether it was in the better half.
+    """
+
+    step: int
+    seed: int
+    structure_distance: float
+    appearance_distance: float
+    goes_on: bool
+
+    def __str__(self) -> str:
+        distances = f"structure {self.structure_distance:.4g}, appearance {self.appearance_distance:.4g}"
+        return f"seed {self.seed} after {self.step} steps: {distances}, {'goes on' if self.goes_on else 'is left'}"
+
+
+class BestOf:
+    """Runs of one transfer with different seeds, of which the best is found in less than the cost of a second run.
+
+    After each round the better half goes on, by the sum of both distances in the recipe's own weights. Iterate, then
+    let the best one go on: its result is the one that its seed gives alone.
+
+        for step in (selection := BestOf(begin, settings, 4)):
+            print(step.index)
+        for step in (run := selection.best):
+            print(step.index)
+
+    Args:
+        begin: Makes a run with given settings; the other arguments of all runs are equal.
+        settings: The recipe. The seeds are its own and those after it.
+        count: Seeds, at most `MOST`.
+
+    Attributes:
+        runs: That are still in it.
+        scores: Of all measures taken.
+        step: Steps taken so far, of all runs.
+        seed: Of the last of them.
+    """
+
+    def __init__(self, begin: Callable[[Settings], Transfer], settings: Settings, count: int) -> None:
+        self._count = count
+        seeds = [(settings.seed + index) % SEEDS for index in range(count)]
+        self.runs = [begin(replace(settings, seed=seed)) for seed in seeds]
+        self.rounds = plan_rounds(self.runs[0].settings, count)
+        self.scores: list[Score] = []
+        self.step, self.seed = 0, settings.seed
+        self._round = 0
+
+    @property
+    def best(self) -> Transfer:
+        """The best run so far."""
+        return self.runs[0]
+
+    def image(self, size: int | None = None) -> Tensor:
+        """The best run's picture so far; arguments as for `Transfer.image`."""
+        return self.best.image(size)
+
+    @property
+    def picture(self) -> Tensor:
+        """The structure picture, `[1, 3, H, W]`."""
+        return self.best.picture
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole selection."""
+        counts = [self._count]
+        while counts[-1] > 1:
+            counts.append(_half(counts[-1]))
+        before = [0, *self.rounds]
+        return sum(count * (end - begin) for count, begin, end in zip(counts, before, self.rounds, strict=False))
+
+    @property
+    def steps_left(self) -> int:
+        """Steps of the selection not taken yet."""
+        return self.steps - self.step
+
+    def __iter__(self) -> Iterator[Step]:
+        for run in self.runs[1:]:  # only the seeds differ
+            run.pair = self.best.pair
+            if "instant" in vars(self.best):
+                run.instant = self.best.instant
+        while self._round < len(self.rounds):
+            for run in self.runs:
+                steps = iter(run)
+                while run.step < self.rounds[self._round]:
+                    step = next(steps)
+                    self.step, self.seed = self.step + 1, run.settings.seed
+                    yield step
+            self._halve()
+            self._round += 1
+
+    def _halve(self) -> None:
+        """Measures the runs and leaves the worse half."""
+        settings = self.best.settings
+        size = min(settings.size or min(sides(self.picture)), *sides(self.picture))
+        found = [measure(run.picture, run.appearance, run.image(size), run.backbone) for run in self.runs]
+        totals = [
+            settings.structure_weight * figures.structure_distance
+            + settings.appearance_weight * figures.appearance_distance
+            for figures in found
+        ]
+        order = sorted(range(len(self.runs)), key=totals.__getitem__)
+        going_on = order[: _half(len(order))]
+        for index in order:
+            run, figures = self.runs[index], found[index]
+            distances = figures.structure_distance, figures.appearance_distance
+            self.scores.append(Score(run.step, run.settings.seed, *distances, index in going_on))
+        self.runs = [self.runs[index] for index in going_on]
+
+
+def plan_rounds(settings: Settings, count: int) -> list[int]:
+    """Steps after which the worse half of the seeds is left, round by round, each round at the same extra cost.
+
+    Args:
+        settings: The recipe.
+        count: Seeds.
+    """
+    coarse = round(settings.warm_coarse * settings.warm_steps)
+    prices = [COARSE_COST] * coarse + [WARM_COST] * (settings.warm_steps - coarse) + [1.0] * settings.steps
+    spent = list(accumulate(prices))
+    rounds: list[int] = []
+    share, at = EXTRA_COST * spent[-1] / max(1, (count - 1).bit_length()), 0.0
+    while count > 1:
+        at += share / (count - 1)
+        rounds.append(max(1, bisect_right(spent, at)))
+        count = _half(count)
+    return rounds
+
+
+def _half(count: int) -> int:
+    """The better half of so many, the one in the middle included."""
+    return (count + 1) // 2

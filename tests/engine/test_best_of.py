@@ -1,0 +1,130 @@
+"""The best of several seeds: what it costs, which goes on, and that it is the run of its seed."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from splice_engine import PRESETS, Transfer, load_picture, measure, preset, save_picture
+from splice_engine.batch.best_of import COARSE_COST, MOST, WARM_COST, BestOf, plan_rounds
+from splice_engine.images import resize
+
+SMALL = preset("draft", size=64, vit_size=56, steps=9, warm_steps=6, density=1, cached_crops=3)
+
+
+def price(settings, first, last):
+    """Cost of the steps from one to another, in steps of the recipe."""
+    coarse = round(settings.warm_coarse * settings.warm_steps)
+    prices = [COARSE_COST if step < coarse else WARM_COST for step in range(settings.warm_steps)]
+    return sum([*prices, *[1.0] * settings.steps][first:last])
+
+
+@pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("count", range(2, MOST + 1))
+def test_the_cost_is_below_that_of_two_runs(settings, count):
+    """With the measures, one of which costs less than one and a half steps."""
+    rounds = plan_rounds(settings, count)
+    assert rounds == sorted(rounds)
+    cost = price(settings, 0, settings.all_steps)
+    measures, before, left = 0, 0, count
+    for step in rounds:
+        cost += (left - 1) * price(settings, before, step)
+        measures += left
+        before, left = step, (left + 1) // 2
+    assert left == 1
+    single = price(settings, 0, settings.all_steps)
+    assert cost <= 1.7 * single
+    if count == 4:
+        assert cost + 1.5 * measures <= 1.8 * single
+
+
+def test_the_best_goes_on_as_its_seed_alone(pair, tiny):
+    pictures = [resize(picture, (72, 88)) for picture in pair]
+    backbone = tiny()
+    settings = replace(SMALL, seed=2**63 - 2)
+    selection = BestOf(partial(Transfer, *pictures, backbone), settings, 4)
+    planned, taken = selection.steps, 0
+    for taken, _ in enumerate(selection, 1):
+        assert selection.step == taken
+    assert (taken, selection.steps_left) == (planned, 0)
+    first, second = selection.scores[:4], selection.scores[4:]
+    assert {score.seed for score in first} == {2**63 - 2, 2**63 - 1, 0, 1}
+    assert [score.goes_on for score in first] == [True, True, False, False]
+    assert [score.goes_on for score in second] == [True, False]
+    assert {score.seed for score in second} == {score.seed for score in first if score.goes_on}
+    totals = [6 * score.appearance_distance + 300 * score.structure_distance for score in first]
+    assert totals == sorted(totals)
+    for score in (first[0], first[-1]):
+        run = Transfer(*pictures, backbone, replace(settings, seed=score.seed))
+        for _ in run:
+            if run.step == score.step:
+                break
+        alone = measure(*pictures, run.image(64), backbone)
+        assert alone.structure_distance == score.structure_distance
+        assert alone.appearance_distance == score.appearance_distance
+    best = selection.best
+    assert best.settings.seed == second[0].seed
+    alone = Transfer(*pictures, backbone, best.settings)
+    assert [step.total.item() for step in alone][best.step :] == [step.total.item() for step in best]
+    assert torch.equal(best.image(), alone.image())
+
+
+def test_leaving_the_loop_loses_nothing(pair, tiny):
+    begin = partial(Transfer, *(resize(picture, (72, 88)) for picture in pair), tiny())
+    whole, broken = (BestOf(begin, SMALL, 3) for _ in range(2))
+    totals = [step.total.item() for step in whole]
+    got = []
+    while broken.steps_left:
+        for step in broken:
+            got.append(step.total.item())
+            if len(got) % 2:
+                break
+    list(broken)
+    assert got == totals
+    assert broken.scores == whole.scores
+
+
+@pytest.fixture
+def command(splice, pair, tmp_path):
+    for name, picture in zip(("a.png", "b.png"), pair, strict=True):
+        save_picture(resize(picture, (72, 88)), tmp_path / name)
+
+    def run(name, *options):
+        vit = ("--backbone", "dinov2_vits14_saliency", "--device", "cpu", "--dtype", "fp32")
+        recipe = ("--preset", "paper", "--size", 64, "--vit-size", 56, "--steps", 6, "--quiet")
+        return splice(
+            "transfer", tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / name, *vit, *recipe, *options
+        )
+
+    return run
+
+
+def test_the_option_prints_the_scores(command, tmp_path):
+    """The result is that of the seed that went on, and the log is that of all of its steps."""
+    result = command("best.png", "--best-of", 2, "--log", tmp_path / "best.jsonl")
+    assert (result.status, result.err) == (0, "")
+    first, second, _ = result.out.splitlines()
+    assert first.startswith("seed ")
+    assert first.endswith(", goes on")
+    assert second.endswith(", is left")
+    seed = first.split()[1]
+    command("alone.png", "--seed", seed, "--log", tmp_path / "alone.jsonl")
+    assert torch.equal(load_picture(tmp_path / "best.png"), load_picture(tmp_path / "alone.png"))
+    best, alone = ((tmp_path / name).read_text().count('"step"') for name in ("best.jsonl", "alone.jsonl"))
+    assert best == alone == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--best-of", 0), "must be a whole number of at least 1"),
+        (("--best-of", 17), "must be at most 16"),
+        (("--best-of", 2, "--resume"), "--best-of keeps no checkpoints"),
+        (("--best-of", 2, "--checkpoint-every", 5), "--best-of keeps no checkpoints"),
+    ],
+)
+def test_what_does_not_go_together_is_told(command, options, words):
+    result = command("out.png", *options)
+    assert (result.status, len(result.complaint)) == (2, 1)
+    assert words in result.err
