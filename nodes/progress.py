@@ -12,6 +12,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..splice_engine import Inversion, Transfer
+from ..splice_engine.batch.best_of import BestOf
 from ..splice_engine.images import resize, short_side_size, sides, to_pil
 from .finish import button
 
@@ -29,7 +30,7 @@ PREVIEW_SHARE = 0.02
 PROGRESS_SECONDS = 0.1
 """Least time between two messages of progress."""
 
-Run = TypeVar("Run", Transfer, Inversion)
+Run = TypeVar("Run", Transfer, Inversion, BestOf)
 Item = TypeVar("Item")
 
 
@@ -85,12 +86,12 @@ def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str,
     preview = min(PREVIEW_SIZE, *sides(run.picture))
     started = last_preview = last_message = time.monotonic()
     spent = 0.0
-    show_text("Matching the pictures" if isinstance(run, Transfer) else "Extracting the feature")
+    show_text("Extracting the feature" if isinstance(run, Inversion) else "Matching the pictures")
     try:
         for step in run:
             mm.throw_exception_if_processing_interrupted()
             if not steps:
-                show_text("Training")
+                show_text(f"Training {len(run.runs)} seeds" if isinstance(run, BestOf) else "Training")
             steps.append(step)
             now = time.monotonic()
             if now - last_preview >= PREVIEW_SECONDS and spent <= PREVIEW_SHARE * (now - started):

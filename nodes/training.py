@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import comfy.model_management as mm
@@ -12,6 +13,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..splice_engine import Generator, Objective, Settings, SpliceError, Term, Transfer
+from ..splice_engine.batch.best_of import BestOf, count_steps, plan_rounds
 from ..splice_engine.images import sides
 from ..splice_engine.training.losses import recipe_terms
 from ..splice_engine.training.result import render_result
@@ -58,6 +60,7 @@ def train(
     progress: Progress,
     terms: Sequence[Term] = (),
     start: Generator | None = None,
+    best_of: int = 1,
 ) -> tuple[Transfer, list[dict[str, float]]]:
     """A whole run, in lighter ways where memory does not suffice; call it inside `engine_context`.
 
@@ -68,6 +71,7 @@ def train(
         progress: The node's.
         terms: Of an objective that replaces the recipe's own feature terms. Its terms between pixels stay.
         start: The generator from a copy of which training starts.
+        best_of: Seeds that begin, of which the best goes on.
 
     Returns:
         The run, and the losses of its steps: fewer than planned where it was finished early.
@@ -83,16 +87,39 @@ def train(
             Objective(terms, backbone, settings.vit_size, settings.vit_longest, settings.recompute) if terms else None
         )
         try:
-            return run_with_progress(
-                Transfer(pair.structure, pair.appearance, backbone, settings, objective, generator=start, **pair.masks),
-                progress,
+            begin = partial(
+                Transfer, pair.structure, pair.appearance, backbone, objective=objective, generator=start, **pair.masks
             )
+            if best_of > 1:
+                return train_best(BestOf(begin, settings, best_of), progress)
+            return run_with_progress(begin(settings=settings), progress)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Only here, past the handler whose traceback holds the run, can its memory be freed.
         mm.soft_empty_cache()
         settings = lighten(settings, min(sides(pair.structure)))
+
+
+def train_best(selection: BestOf, progress: Progress) -> tuple[Transfer, list[dict[str, float]]]:
+    """The best of several seeds, trained to its end; their scores are shown on the node, and logged.
+
+    Args:
+        selection: The seeds.
+        progress: The node's.
+
+    Returns:
+        As `train`. Where the button ended the selection, the best so far is the run, with no step more.
+    """
+    run_with_progress(selection, progress)
+    progress.next(selection.steps)
+    run, steps = selection.best, []
+    if not selection.steps_left:
+        run, steps = run_with_progress(run, progress)
+    scores = [str(score) for score in selection.scores]
+    log.info("Splice: %s", "; ".join(scores))
+    show_text("\n".join([f"{run.step} steps of seed {run.settings.seed}", *scores]))
+    return run, steps
 
 
 def render_run(run: Transfer) -> Tensor:
@@ -134,6 +161,7 @@ def run_batch(
     settings: Settings,
     terms: Sequence[Term] = (),
     start: Generator | None = None,
+    best_of: int = 1,
 ) -> Outcome:
     """One run for each pair that is not left alone, all from the same start; arguments as for `train`.
 
@@ -142,14 +170,15 @@ def run_batch(
     results: list[Tensor] = []
     losses: list[list[dict[str, float]]] = []
     generators: list[Generator] = []
-    progress = Progress(len(pairs) * settings.all_steps)
+    steps_of_pair = settings.all_steps + count_steps(plan_rounds(settings, best_of), best_of)
+    progress = Progress(len(pairs) * steps_of_pair)
 
     def run_pair(pair: ImagePair) -> bool:
         if pair.is_left_alone:
             results.append(pair.structure)
-            progress.next(settings.all_steps, pair.structure)
+            progress.next(steps_of_pair, pair.structure)
             return False
-        run, steps = train(pair, patchers, settings, progress, terms, start)
+        run, steps = train(pair, patchers, settings, progress, terms, start, best_of)
         results.append(render_run(run))
         progress.next(run.steps, results[-1])
         losses.append(steps)

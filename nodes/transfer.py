@@ -18,6 +18,7 @@ from .widgets import (
     BATCH,
     backbone_input,
     backbone_name_widget,
+    best_of_widget,
     feather_widget,
     mask_inputs,
     override_widget,
@@ -45,7 +46,13 @@ class AppearanceTransfer(TrainingNode):
             search_aliases=("style transfer", "texture transfer", "neural style"),
             description="Paints one picture with the appearance of another, part by part, by training on the pair. "
             f"{BATCH}",
-            inputs=[*pair_inputs(), backbone_name_widget(), *preset_inputs(), *mask_inputs()],
+            inputs=[
+                *pair_inputs(),
+                backbone_name_widget(),
+                *preset_inputs(),
+                *mask_inputs(),
+                best_of_widget(),
+            ],
             outputs=[picture_output(), generator_output()],
         )
 
@@ -58,12 +65,13 @@ class AppearanceTransfer(TrainingNode):
         preset: str,
         structure_mask=None,
         appearance_mask=None,
+        best_of: int = 1,
         **changes: float,
     ) -> io.NodeOutput:
         with engine_context():
             settings = resolve_preset(preset, **changes)
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
-            outcome = run_batch(pairs, [recall_backbone(backbone_name, "auto")], settings)
+            outcome = run_batch(pairs, [recall_backbone(backbone_name, "auto")], settings, best_of=best_of)
             return io.NodeOutput(outcome.image, outcome.generator)
 
 

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..splice_engine import DEFAULT_BACKBONE, PRESETS, InstantSettings, InversionSettings, Settings, preset
 from ..splice_engine.analysis.heatmaps import MASS
+from ..splice_engine.batch.best_of import MOST
 from ..splice_engine.settings import DEFAULT_PRESET, VIT_SIZE, Recipe
 from ..splice_engine.vit.devices import DTYPES
 from . import folders, sockets
@@ -101,6 +102,18 @@ def preset_inputs(
         override_widget("size", recipe),
         setting_widget("seed", recipe, control_after_generate=True),
     ]
+
+
+def best_of_widget() -> io.Input:
+    return io.Int.Input(
+        "best_of",
+        default=1,
+        min=1,
+        max=MOST,
+        optional=True,
+        tooltip="Begin with so many seeds, from the given one on; after a few steps the worse half is left, until the "
+        "best goes on alone. Four take at most 1.8 times as long as one.",
+    )
 
 
 def pair_inputs(batch: str = BATCH) -> list[io.Input]:

@@ -1,7 +1,7 @@
 """The best of several seeds: all begin, and early measures decide which go on (successive halving)."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -98,11 +98,7 @@ class BestOf:
     @property
     def steps(self) -> int:
         """Steps of the whole selection."""
-        counts = [self._count]
-        while counts[-1] > 1:
-            counts.append(_half(counts[-1]))
-        before = [0, *self.rounds]
-        return sum(count * (end - begin) for count, begin, end in zip(counts, before, self.rounds, strict=False))
+        return count_steps(self.rounds, self._count)
 
     @property
     def steps_left(self) -> int:
@@ -160,6 +156,20 @@ def plan_rounds(settings: Settings, count: int) -> list[int]:
         rounds.append(max(1, bisect_right(spent, at)))
         count = _half(count)
     return rounds
+
+
+def count_steps(rounds: Sequence[int], count: int) -> int:
+    """Steps of a selection, those of all of its seeds together.
+
+    Args:
+        rounds: As `plan_rounds` gives them.
+        count: Seeds.
+    """
+    before = total = 0
+    for step in rounds:
+        total += count * (step - before)
+        before, count = step, _half(count)
+    return total
 
 
 def _half(count: int) -> int:

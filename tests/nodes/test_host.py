@@ -84,6 +84,22 @@ def test_the_same_inputs_are_served_from_the_cache_and_another_seed_trains(host,
     assert not np.array_equal(host.pictures(first, "save")[0], host.pictures(other, "save")[0])
 
 
+def test_the_best_of_several_seeds_is_the_picture_of_its_seed(host, graph):
+    """The scores are shown on the node; Finish now keeps the best so far."""
+    best = host.run(graph(TRANSFER, seed=30, steps=6, best_of=2))
+    assert best.status == "success", best.message
+    assert "Training 2 seeds" in best.texts
+    first, *scores = best.texts[-1].splitlines()
+    seed = int(re.fullmatch(r"6 steps of seed (\d+)", first)[1])
+    assert re.match(rf"seed {seed} after \d+ steps: structure .+, goes on", scores[0])
+    assert scores[1].endswith("is left")
+    alone = host.run(graph(TRANSFER, seed=seed, steps=6))
+    assert np.array_equal(host.pictures(best, "save")[0], host.pictures(alone, "save")[0])
+    cut = host.run(graph(TRANSFER, seed=31, steps=5000, best_of=2), lambda _: host.finish("it"))
+    assert cut.status == "success"
+    assert host.pictures(cut, "save")[0].shape == (97, 123, 3)
+
+
 def test_previews_arrive_and_an_interruption_ends_the_run(host, graph):
     values = []
 
