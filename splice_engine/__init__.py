@@ -8,6 +8,7 @@ Appearance Transfer", CVPR 2022). Pictures are `[B, 3, H, W]` float tensors in 0
 from .analysis.heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
 from .analysis.metrics import Measurement, measure
 from .analysis.pca import Components, pca
+from .batch.best_of import BestOf
 from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
@@ -23,6 +24,7 @@ from .settings import (
     preset,
 )
 from .training.ablation import ablation
+from .training.checkpoint import Checkpoint
 from .training.generator import Generator
 from .training.inversion import Inversion
 from .training.losses import (
@@ -55,6 +57,8 @@ __all__ = [
     "Appearance",
     "AttentionMap",
     "Backbone",
+    "BestOf",
+    "Checkpoint",
     "Colour",
     "Components",
     "Contrast",
