@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -91,14 +92,11 @@ class Cluster:
 
     def _check_head(self) -> None:
         """Raises a SpliceError where the head is gone: Ray itself waits for results that never come."""
-        host, _, port = self._head.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), POLL_SECONDS).close()
-        except OSError:
+        if not _listens(self._head):
             raise SpliceError(
                 f"the head of the Ray cluster at {self._head} is gone: start it and its workers again, and run the "
                 "same command, which goes on"
-            ) from None
+            )
 
     def _outcome(self, reference: Any) -> Outcome:
         errors = self._ray.exceptions
@@ -111,11 +109,11 @@ class Cluster:
                 error=f"a machine of the Ray cluster cannot run this engine ({reason}): install the same version there",
                 ends_batch=True,
             )
-        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+        except errors.RayError as error:
             reason = str(error).partition("\n")[0]
             return Outcome(
-                error=f"its process died {RETRIES + 1} times ({reason[:200]}): give the row a smaller size, or shrink "
-                "its structure picture"
+                error=f"Ray has given it up ({reason[:200]}): give the row a smaller size, shrink its structure "
+                "picture, or run the command again"
             )
 
 
@@ -125,19 +123,25 @@ def _run_job(job: Job) -> Outcome:
     return replace(outcome, error=f"on {platform.node()}: {outcome.error}") if outcome.ends_batch else outcome
 
 
+def _listens(address: str) -> bool:
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), POLL_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _probe(address: str) -> None:
     """Raises a SpliceError where no cluster answers: asked by another process, since Ray would end this one."""
-    try:
-        subprocess.run(
-            [sys.executable, "-c", PROBE, address],
-            env={**os.environ, **QUICK},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            check=True,
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        raise SpliceError(
-            f"no Ray cluster answers at {address} that this machine belongs to: start one (`ray start --head`), join "
-            "it (`ray start --address HOST:PORT`), or check the address"
-        ) from None
+    if address == "auto" or _listens(address):
+        command = [sys.executable, "-c", PROBE, address]
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+        with suppress(subprocess.TimeoutExpired):
+            if not subprocess.run(command, env={**os.environ, **QUICK}, timeout=PROBE_SECONDS, **options).returncode:
+                return
+    raise SpliceError(
+        f"no Ray cluster answers at {address} that this machine belongs to: start one (`ray start --head`), join it "
+        "(`ray start --address HOST:PORT`), or check the address"
+    )
