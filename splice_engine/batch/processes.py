@@ -140,7 +140,11 @@ class _Worker:
             context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
             self.connection, theirs = context.Pipe()
             self.process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True)
-            self.process.start()
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the other
+            try:
+                self.process.start()
+            finally:
+                signal.signal(signal.SIGINT, before)
             theirs.close()  # so that the end of the process is the end of the connection
         with suppress(OSError):  # it has died: `collect` finds that out
             self.connection.send(self.job)
@@ -148,7 +152,7 @@ class _Worker:
 
 def _serve(connection: Connection, threads: int | None) -> None:
     """Works on jobs as they come, until the process that gives them has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it was not handed on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
