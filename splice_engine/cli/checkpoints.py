@@ -1,6 +1,7 @@
 """`--checkpoint-every` and `--resume`: a training that goes on after its process has ended."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def check_checkpoints(options: argparse.Namespace) -> None:
         raise SpliceError(
             "--best-of keeps no checkpoints: leave out --checkpoint-every and --resume, or choose a --seed"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for a name that is too long, which is told later
         return
     if options.resume:
         options.overwrite = True

@@ -91,7 +91,7 @@ class Log:
         try:
             before = path.read_bytes().splitlines(keepends=True)[:kept] if path and kept and path.is_file() else []
             self._file = None if path is None else path.open("wb", buffering=0)
-            if self._file is not None:
+            if self._file is not None and before:
                 self._file.write(b"".join(before))
         except OSError as error:
             assert path is not None
