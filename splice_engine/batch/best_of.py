@@ -8,8 +8,9 @@ from itertools import accumulate
 from torch import Tensor
 
 from ..analysis.metrics import measure
-from ..images import sides
+from ..images import resize, short_side_size, sides
 from ..settings import SEEDS, Settings
+from ..training.rendering import render
 from ..training.run import Step
 from ..training.transfer import Transfer
 
@@ -96,7 +97,7 @@ class BestOf:
     @property
     def steps(self) -> int:
         """Steps of the whole selection."""
-        return count_steps(self.rounds, self._count)
+        return count_steps(self.rounds, self._count, self.best.settings.refine_steps)
 
     @property
     def steps_left(self) -> int:
@@ -104,10 +105,13 @@ class BestOf:
         return self.steps - self.step
 
     def __iter__(self) -> Iterator[Step]:
-        for run in self.runs[1:]:  # only the seeds differ
-            run.pair = self.best.pair
-            if "instant" in vars(self.best):
-                run.instant = self.best.instant
+        shared = self.best.settings.refine_steps
+        steps = iter(self.best)
+        while self.best.step < shared:
+            self.step, step = self.step + 1, next(steps)
+            yield step
+        for run in self.runs[1:]:  # only the seeds differ, which take part from here on
+            run.pair, run.refinement, run.step = self.best.pair, self.best.refinement, max(run.step, shared)
         while self._round < len(self.rounds):
             for run in self.runs:
                 steps = iter(run)
@@ -122,7 +126,7 @@ class BestOf:
         """Measures the runs and leaves the worse half."""
         settings = self.best.settings
         size = min(settings.size or min(sides(self.picture)), *sides(self.picture))
-        found = [measure(run.picture, run.appearance, run.image(size), run.backbone) for run in self.runs]
+        found = [measure(run.picture, run.appearance, _picture(run, size), run.backbone) for run in self.runs]
         totals = [
             settings.structure_weight * figures.structure_distance
             + settings.appearance_weight * figures.appearance_distance
@@ -137,6 +141,14 @@ class BestOf:
         self.runs = [self.runs[index] for index in going_on]
 
 
+def _picture(run: Transfer, size: int) -> Tensor:
+    """What a run is measured by: the generator's own picture while the residual would make all runs' equal."""
+    if run.step > run.settings.steps_before:
+        return run.image(size)
+    picture = resize(run.picture, short_side_size(*sides(run.picture), size)).to(run.device)
+    return render(run.generator, picture, size=run.settings.size)
+
+
 def plan_rounds(settings: Settings, count: int) -> list[int]:
     """Steps after which the worse half of the seeds is left, round by round, each round at the same extra cost.
 
@@ -146,6 +158,7 @@ def plan_rounds(settings: Settings, count: int) -> list[int]:
     """
     coarse = round(settings.warm_coarse * settings.warm_steps)
     prices = [COARSE_COST] * coarse + [WARM_COST] * (settings.warm_steps - coarse) + [1.0] * settings.steps
+    prices = [0.0] * settings.refine_steps + prices  # all seeds share it
     spent = list(accumulate(prices))
     counts = [count]
     while counts[-1] > 1:
@@ -160,14 +173,15 @@ def plan_rounds(settings: Settings, count: int) -> list[int]:
     return rounds
 
 
-def count_steps(rounds: Sequence[int], count: int) -> int:
+def count_steps(rounds: Sequence[int], count: int, shared: int = 0) -> int:
     """Steps of a selection, those of all of its seeds together.
 
     Args:
         rounds: As `plan_rounds` gives them.
         count: Seeds.
+        shared: Steps at the beginning that are taken once for all of them.
     """
-    before = total = 0
+    before = total = shared
     for step in rounds:
         total += count * (step - before)
         before, count = step, _half(count)

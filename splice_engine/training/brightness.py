@@ -8,6 +8,8 @@ away into noise and casts.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,22 @@ class BrightnessOptimizer:
         total.backward()
         self.optimizer.step()
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that steps change, as tensors and plain values."""
+        return {
+            "levels": [level.detach() for level in self.levels],
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Brings the steps to where `state` was taken."""
+        with torch.no_grad():
+            for level, saved in zip(self.levels, state["levels"], strict=True):
+                level.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
 
     def _prepare_patches(self, b: Tensor, mask: Tensor | None) -> None:
         """B's pyramid, the cells of A and their matches, and both grids."""

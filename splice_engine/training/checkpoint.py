@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import SpliceError
 from ..files import write_error
-from .losses import FeatureTerm
 from .pair import Sample
+from .terms import FeatureTerm
 from .transfer import Transfer
 
 FORMAT = "splice-checkpoint-1"
@@ -153,10 +153,12 @@ def _take_state(run: Transfer) -> dict[str, Any]:
     """All that steps change, as tensors and plain values."""
     reference, name = vars(run).get("_reference"), _phase_name(run)
     phase = vars(run).get(name)  # not there before its first step
+    refinement = vars(run).get("refinement")
     return {
         "step": run.step,
         "generator": run._trained.state_dict(),
         "average": None if run._average is None else run._average.state_dict(),
+        "refinement": None if refinement is None else refinement.state(),
         "reference": None if reference is None else reference.state_dict(),
         "phase": phase
         and {
@@ -177,6 +179,8 @@ def _put_state(run: Transfer, state: Mapping[str, Any]) -> None:
     run._trained.load_state_dict(state["generator"])
     if run._average is not None:
         run._average.load_state_dict(state["average"])
+    if state["refinement"] is not None:
+        run.refinement.restore(state["refinement"])
     if state["reference"] is not None:
         reference = vars(run)["_reference"] = copy.deepcopy(run._trained)
         reference.load_state_dict(state["reference"])
@@ -192,8 +196,8 @@ def _put_state(run: Transfer, state: Mapping[str, Any]) -> None:
 
 
 def _phase_name(run: Transfer) -> str:
-    """The attribute of a run with what takes its next step."""
-    return "_warm_start" if run.step < run.settings.warm_steps else "_splicing"
+    """The attribute of a run with what takes its next step, once refinement is over."""
+    return "_warm_start" if run.step < run.settings.steps_before else "_splicing"
 
 
 def _to_plain(run: Transfer, sample: Sample) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 No generator takes part. What is optimised is the brightness of the picture; its colours are the instant transfer's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,6 +126,21 @@ class Refinement:
         picture = resize(self.picture.to(self.device), sides(result))
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
         return composite(picture, result, self.mask, feather)
+
+    def state(self) -> dict[str, Any]:
+        """All that steps change, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "change": self._change,
+            "optimizer": self._optimizer.state() if 0 < self.step < self.steps else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Brings the run to where `state` was taken."""
+        self.step = state["step"]
+        self._change = None if state["change"] is None else state["change"].to(self.device)
+        if state["optimizer"] is not None:
+            self._optimizer.restore(state["optimizer"])
 
     def end(self, device: str | torch.device) -> None:
         """Moves what `image` needs to a device and frees what only steps need: none can be taken any more."""

@@ -194,13 +194,16 @@ class Transfer:
 
     @cached_property
     def refinement(self) -> Refinement:
-        """What paints the matched image: the instant transfer, refined where the recipe says so."""
+        """What paints the matched image: the instant transfer, refined where the recipe says so.
+
+        Its random draws are the same for all seeds, so that runs of one pair can share it.
+        """
         settings = {item.name: getattr(self.settings, item.name) for item in fields(InstantSettings)}
         return Refinement(
             self.picture,
             self.appearance,
             self.backbone,
-            RefinementSettings(**settings, steps=self.settings.refine_steps, seed=self.settings.seed),
+            RefinementSettings(**settings, steps=self.settings.refine_steps),
             self.mask,
             self.appearance_mask,
         )

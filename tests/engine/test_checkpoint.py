@@ -24,6 +24,7 @@ WARM = preset("draft", **SMALL, warm_steps=4, cached_crops=3)
 RECIPES = {
     "warm start, residual, average, cached crops": WARM,
     "all augmentation": Settings(**SMALL, whole_every=2),
+    "refinement": replace(WARM, refine_steps=3),
     "recompute": replace(WARM, recompute=True, cached_crops=0, identity_every=2),
 }
 
@@ -43,7 +44,7 @@ def take(run, steps):
 
 @pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 def test_a_run_that_goes_on_gives_the_same_bits(pair, tiny, tmp_path, settings):
-    """Broken off before its first step, in each of its two phases, and between them."""
+    """Broken off before its first step, in each of its phases, and between them."""
     mask = torch.zeros(1, 1, 72, 88)
     mask[..., 10:60, 20:70] = 1
     options = {"structure_mask": mask, "appearance_mask": mask} if settings.ema else {}
