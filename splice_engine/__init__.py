@@ -5,10 +5,12 @@ other, each region with that of its semantic counterpart (Tumanyan et al., "Spli
 Appearance Transfer", CVPR 2022). Pictures are `[B, 3, H, W]` float tensors in 0..1.
 """
 
+from .analysis.flicker import Flicker, measure_flicker
 from .analysis.heatmaps import AttentionMap, SimilarityMap, attention_map, similarity_map
 from .analysis.metrics import Measurement, measure
 from .analysis.pca import Components, pca
 from .batch.best_of import BestOf
+from .clips import open_clip
 from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
@@ -25,8 +27,10 @@ from .settings import (
 )
 from .training.ablation import ablation
 from .training.checkpoint import Checkpoint
+from .training.clip import ClipTransfer
 from .training.generator import Generator
 from .training.inversion import Inversion
+from .training.key_frames import choose_key_frames
 from .training.losses import (
     Appearance,
     Colour,
@@ -59,11 +63,13 @@ __all__ = [
     "Backbone",
     "BestOf",
     "Checkpoint",
+    "ClipTransfer",
     "Colour",
     "Components",
     "Contrast",
     "Correspondence",
     "Features",
+    "Flicker",
     "Generator",
     "Identity",
     "InstantSettings",
@@ -90,11 +96,14 @@ __all__ = [
     "ablation",
     "attention_map",
     "blend",
+    "choose_key_frames",
     "dense_features",
     "inversion_preset",
     "load_mask",
     "load_picture",
     "measure",
+    "measure_flicker",
+    "open_clip",
     "pca",
     "preset",
     "render",

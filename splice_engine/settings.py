@@ -252,6 +252,19 @@ def preset(name: str, **changes: Any) -> Settings:
 
 
 @dataclass(frozen=True)
+class ClipSettings(Recipe):
+    """What the transfer of a clip needs beside a recipe."""
+
+    key_frames: int = _setting(
+        4,
+        "most frames that are trained on, each of which adds a warm start; fewer are taken where DINO finds nothing "
+        "new in more",
+        low=1,
+        high=32,
+    )
+
+
+@dataclass(frozen=True)
 class InversionSettings(Recipe):
     """A recipe of feature inversion. The defaults are the paper's (supplement)."""
 

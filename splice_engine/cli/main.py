@@ -8,6 +8,7 @@ from ..errors import SpliceError
 from ..vit.devices import is_out_of_memory
 from .analysis import add_attention, add_pca, add_similarity
 from .batch import add_batch
+from .clip import add_clip, add_flicker
 from .common import prepare_console
 from .demo import add_demo
 from .experiments import add_ablate, add_curves, add_invert
@@ -24,8 +25,10 @@ COMMANDS = (
     add_instant,
     add_refine,
     add_apply,
+    add_clip,
     add_measure,
     add_batch,
+    add_flicker,
     add_pca,
     add_similarity,
     add_attention,
