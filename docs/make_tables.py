@@ -26,7 +26,7 @@ from splice_engine import (
     RefinementSettings,
     Settings,
 )
-from splice_engine.settings import Recipe
+from splice_engine.settings import ClipSettings, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "tests" / "workflows" / "object_info.json"
@@ -47,6 +47,7 @@ def render_pages() -> dict[Path, str]:
         "splice refine": make_table(("option", "meaning", "default"), _option_rows(RefinementSettings, defaults=True)),
         "splice instant": make_table(("option", "meaning", "default"), _option_rows(InstantSettings, defaults=True)),
         "splice transfer": make_table(("option", "meaning"), _option_rows(Settings)),
+        "splice clip": make_table(("option", "meaning", "default"), _option_rows(ClipSettings, defaults=True)),
         "splice invert": make_table(("option", "meaning"), _option_rows(InversionSettings)),
     }
     pages[docs / "presets.md"] = {"presets": _preset_table(PRESETS)}
