@@ -18,7 +18,7 @@ from ..splice_engine.analysis.figures import heat_picture, loss_curves, mark_poi
 from ..splice_engine.analysis.heatmaps import MAP_PATCHES
 from ..splice_engine.analysis.pca import MAP_SIZE, SELF_SIMILARITY
 from ..splice_engine.images import from_pil, sides
-from ..splice_engine.settings import DEFAULT_INVERSION
+from ..splice_engine.presets import DEFAULT_INVERSION
 from ..splice_engine.training.ablation import ablation_rows, ablation_settings
 from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join

@@ -13,7 +13,8 @@ from comfy_api.latest import io
 from ..splice_engine import DEFAULT_BACKBONE, PRESETS, InstantSettings, InversionSettings, Settings, preset
 from ..splice_engine.analysis.heatmaps import MASS
 from ..splice_engine.batch.best_of import MOST
-from ..splice_engine.settings import DEFAULT_PRESET, VIT_SIZE, Recipe
+from ..splice_engine.presets import DEFAULT_PRESET
+from ..splice_engine.settings import VIT_SIZE, Recipe
 from ..splice_engine.vit.devices import DTYPES
 from . import folders, sockets
 

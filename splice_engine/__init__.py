@@ -15,16 +15,8 @@ from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
 from .matching.instant import InstantTransfer
-from .settings import (
-    INVERSION_PRESETS,
-    PRESETS,
-    InstantSettings,
-    InversionSettings,
-    RefinementSettings,
-    Settings,
-    inversion_preset,
-    preset,
-)
+from .presets import INVERSION_PRESETS, PRESETS, inversion_preset, preset
+from .settings import InstantSettings, InversionSettings, RefinementSettings, Settings
 from .training.ablation import ablation
 from .training.checkpoint import Checkpoint
 from .training.clip import ClipTransfer

@@ -9,7 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "splice_engine"
 
-GROUND_FLOOR = ("clip_writer", "clips", "decoding", "errors", "files", "images", "masks", "resampling", "settings")
+GROUND_FLOOR = (
+    "clip_writer",
+    "clips",
+    "decoding",
+    "errors",
+    "files",
+    "images",
+    "masks",
+    "presets",
+    "resampling",
+    "settings",
+)
 WINGS = ("vit", "matching", "training", "analysis", "batch", "cli")
 """From the ground floor up: a wing imports the ground floor and the wings before it."""
 

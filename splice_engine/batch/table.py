@@ -11,7 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from ..errors import SpliceError
 from ..images import WRITABLE
-from ..settings import Settings, preset
+from ..presets import preset
+from ..settings import Settings
 from .best_of import MOST
 
 PICTURES = ("structure", "appearance")

@@ -15,7 +15,8 @@ from ..batch.job import ViT
 from ..batch.processes import Processes, Workers, pick_devices
 from ..batch.table import read_table
 from ..batch.work import Batch
-from ..settings import DEFAULT_PRESET, PRESETS, Settings
+from ..presets import DEFAULT_PRESET, PRESETS
+from ..settings import Settings
 from ..vit import weights
 from ..vit.catalogue import lookup
 from .best_of import add_best_of

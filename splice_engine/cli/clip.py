@@ -18,7 +18,8 @@ from ..errors import SpliceError
 from ..files import check_place
 from ..images import LEAST_MASK, check_mask, load_mask
 from ..matching.flow import import_opencv
-from ..settings import DEFAULT_PRESET, PRESETS, ClipSettings, Settings, preset
+from ..presets import DEFAULT_PRESET, PRESETS, preset
+from ..settings import ClipSettings, Settings
 from ..training.clip import ClipTransfer
 from ..training.key_frames import candidate_frames, choose_key_frames
 from ..vit.backbone import Backbone

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..errors import SpliceError, pip_command
 from ..files import write_error
 from ..images import load_picture
-from ..settings import Settings, preset
+from ..presets import preset
+from ..settings import Settings
 from ..vit.catalogue import OFFLINE_BACKBONE
 from .common import add_overwrite, recipe_options
 from .transfer import Inputs, add_training, check_outputs, train

@@ -12,15 +12,8 @@ from torch import Tensor
 from ..analysis.figures import loss_curves, sheet
 from ..files import check_place
 from ..images import check_format, check_writable, from_pil, save_picture, sides
-from ..settings import (
-    DEFAULT_INVERSION,
-    INVERSION_PRESETS,
-    PRESETS,
-    InversionSettings,
-    Settings,
-    inversion_preset,
-    preset,
-)
+from ..presets import DEFAULT_INVERSION, INVERSION_PRESETS, PRESETS, inversion_preset, preset
+from ..settings import InversionSettings, Settings
 from ..training.ablation import ablation, ablation_rows, ablation_settings
 from ..training.inversion import INVERTIBLE, Inversion
 from .common import (

@@ -27,7 +27,8 @@ from ..images import (
     sides,
 )
 from ..matching.instant import InstantTransfer
-from ..settings import DEFAULT_PRESET, PRESETS, VIT_SIZE, InstantSettings, Settings, preset
+from ..presets import DEFAULT_PRESET, PRESETS, preset
+from ..settings import VIT_SIZE, InstantSettings, Settings
 from ..training.generator import Generator
 from ..training.rendering import render
 from ..training.result import render_result

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..errors import SpliceError
 from ..images import LEAST_MASK, sides
 from ..masks import composite
-from ..settings import DEFAULT_PRESET, PRESETS, Settings
+from ..presets import DEFAULT_PRESET, PRESETS
+from ..settings import Settings
 from ..vit.backbone import Backbone
 from .generator import Generator
 from .objective import Objective
@@ -29,15 +30,15 @@ class ClipTransfer(Transfer):
         results = (run.apply(frame) for frame in frames)
 
     The steps train on the key frames in turn; the warm start, in which the generator learns their matched images, has
-    as many steps for each of them as a single picture gets. There is no residual: what is laid over the generator's
-    output belongs to one frame, and would stand still or jump where the clip moves. The output alone moves as the clip
-    does, since it is one function of the pixels.
+    as many steps for each of them as a single picture gets. They are not refined, and there is no residual: what is
+    laid over the generator's output belongs to one frame, and would stand still or jump where the clip moves. The
+    output alone moves as the clip does, since it is one function of the pixels.
 
     Args:
         frames: The key frames, `[1, 3, H, W]` in 0..1, all of one size; see `choose_key_frames`.
         appearance: `[1, 3, H', W']` in 0..1.
         backbone: As for `Transfer`, likewise what is not named here.
-        settings: The recipe.
+        settings: The recipe; `refine_steps` and `residual` have no effect.
         objective: Replaces the recipe's own terms.
         masks: Of each key frame, `[1, 1, h, w]` in 0..1, or None.
         appearance_mask: The part of B that is the appearance.
@@ -61,7 +62,7 @@ class ClipTransfer(Transfer):
         if not frames or len({sides(frame) for frame in frames}) != 1:
             raise SpliceError("a clip needs key frames, all of one size")
         masks = [None] * len(frames) if masks is None else list(masks)
-        single = replace(settings, residual=0.0)
+        single = replace(settings, refine_steps=0, residual=0.0)
         settings = replace(single, warm_steps=single.warm_steps * len(frames))
         super().__init__(frames[0], appearance, backbone, settings, objective, masks[0], appearance_mask, generator)
         self._others = [

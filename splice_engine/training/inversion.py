@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import SpliceError
 from ..images import check_picture, resize, short_side_size, sides
-from ..settings import DEFAULT_INVERSION, INVERSION_PRESETS, VIT_LONGEST, InversionSettings
+from ..presets import DEFAULT_INVERSION, INVERSION_PRESETS
+from ..settings import VIT_LONGEST, InversionSettings
 from ..vit.backbone import Backbone, Request
 from ..vit.precision import fast_fp32
 from .generator import Generator

@@ -14,7 +14,8 @@ from ..errors import SpliceError
 from ..images import check_mask, check_picture, resize, short_side_size, sides
 from ..masks import composite
 from ..matching.filters import with_coarse_chroma
-from ..settings import DEFAULT_PRESET, PRESETS, InstantSettings, RefinementSettings, Settings
+from ..presets import DEFAULT_PRESET, PRESETS
+from ..settings import InstantSettings, RefinementSettings, Settings
 from ..vit.backbone import Backbone
 from ..vit.precision import fast_fp32
 from .crops import CropSampler
