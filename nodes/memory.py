@@ -12,8 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
-from ..splice_engine import Backbone, Generator, Settings, SpliceError
+from ..splice_engine import Backbone, Generator, RefinementSettings, Settings, SpliceError
 from ..splice_engine.images import sides
+from ..splice_engine.matching.descriptors import working_size
+from ..splice_engine.settings import VIT_SIZE
+from ..splice_engine.training.brightness import DEPTHS
 from ..splice_engine.vit import devices
 from . import download, folders
 from .finish import button
@@ -158,7 +161,19 @@ def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Se
         )
         depth = 1 if settings.recompute else backbone.depth
         total += VIT_BYTES * pixels / backbone.patch**2 * backbone.width * depth
-    return int(2 * total)
+    return int(max(2 * total, refinement_bytes(structure, patchers[0].model.backbone, settings)))
+
+
+def refinement_bytes(structure: Tensor, backbone: Backbone, settings: Settings) -> float:
+    """About what a step of refinement keeps on the device: a pass at its own size, and one at the ViT's."""
+    if not settings.refine_steps:
+        return 0.0
+    short = min(RefinementSettings().size, *sides(structure))
+    tokens = 0.0
+    for size, blocks in ((short, max(DEPTHS) * backbone.depth), (min(VIT_SIZE, short), backbone.depth)):
+        height, width = working_size(structure, backbone, max(1, size // backbone.patch))
+        tokens += height * width / backbone.patch**2 * (1 if settings.recompute else blocks)
+    return VIT_BYTES * tokens * backbone.width
 
 
 def lighten(settings: Settings, short_side: int) -> Settings:

@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..splice_engine import Generator, Objective, Settings, SpliceError, Term, Transfer
-from ..splice_engine.batch.best_of import BestOf, count_steps, plan_rounds
+from ..splice_engine.batch.best_of import BestOf, count_steps
 from ..splice_engine.images import sides
 from ..splice_engine.training.losses import recipe_terms
 from ..splice_engine.training.result import render_result
@@ -170,7 +170,7 @@ def run_batch(
     results: list[Tensor] = []
     losses: list[list[dict[str, float]]] = []
     generators: list[Generator] = []
-    steps_of_pair = settings.all_steps + count_steps(plan_rounds(settings, best_of), best_of)
+    steps_of_pair = settings.all_steps + count_steps(settings, best_of)
     progress = Progress(len(pairs) * steps_of_pair)
 
     def run_pair(pair: ImagePair) -> bool:

@@ -1,6 +1,5 @@
 """Clips: videos and folders of pictures, read and written a frame at a time, so that any length will do."""
 
-import importlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import SpliceError, pip_command
+from .errors import SpliceError, import_extra
 from .images import check_picture, load_mask, load_picture, sides
 
 RATE = Fraction(24)
@@ -208,11 +207,7 @@ def import_av() -> ModuleType:
     Raises:
         SpliceError: It is not installed.
     """
-    try:
-        return importlib.import_module("av")
-    except ImportError:
-        command = pip_command("av")
-        raise SpliceError(f"videos need the package av: {command}; or give a folder of frames") from None
+    return import_extra("av", "av", "videos need", "; or give a folder of frames")
 
 
 def _told_seconds(stream: Any) -> float | None:

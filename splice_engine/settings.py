@@ -39,6 +39,10 @@ def _seed() -> Any:
     return _setting(0, text, low=0, high=SEEDS - 1)
 
 
+def _recompute() -> Any:
+    return _setting(False, "compute activations twice instead of keeping them: less memory, more time")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A set of numbers, each with help and limits; types and limits are checked when one is made.
@@ -109,6 +113,7 @@ class RefinementSettings(InstantSettings):
     size: int = _setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()
     learning_rate: float = _setting(4e-3, "learning rate of RMSprop in the first step; it falls to 0", low=0, high=1)
+    recompute: bool = _recompute()
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class Settings(InstantSettings):
         0.0, "decay of a moving average of the generator, which then makes the picture; 0: off", low=0, high=0.9999
     )
     compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
-    recompute: bool = _setting(False, "compute activations twice instead of keeping them: less memory, more time")
+    recompute: bool = _recompute()
 
     @property
     def all_steps(self) -> int:

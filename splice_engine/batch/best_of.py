@@ -1,7 +1,7 @@
 """The best of several seeds: all begin, and early measures decide which go on (successive halving)."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -11,7 +11,7 @@ from ..analysis.metrics import measure
 from ..images import resize, short_side_size, sides
 from ..settings import SEEDS, Settings
 from ..training.rendering import render
-from ..training.run import Step
+from ..training.run import Run, Step
 from ..training.transfer import Transfer
 
 MOST = 16
@@ -48,7 +48,7 @@ class Score:
         return f"seed {self.seed} after {self.step} steps: {distances}, {'goes on' if self.goes_on else 'is left'}"
 
 
-class BestOf:
+class BestOf(Run):
     """Runs of one transfer with different seeds, of which the best is found in less than the cost of a second run.
 
     After each round the better half goes on, by the sum of both distances in the recipe's own weights. Iterate, then
@@ -97,15 +97,10 @@ class BestOf:
     @property
     def steps(self) -> int:
         """Steps of the whole selection."""
-        return count_steps(self.rounds, self._count, self.best.settings.refine_steps)
-
-    @property
-    def steps_left(self) -> int:
-        """Steps of the selection not taken yet."""
-        return self.steps - self.step
+        return count_steps(self.best.settings, self._count)
 
     def __iter__(self) -> Iterator[Step]:
-        shared = self.best.settings.refine_steps
+        shared = self.best.settings.refine_steps if self.rounds else 0
         steps = iter(self.best)
         while self.best.step < shared:
             self.step, step = self.step + 1, next(steps)
@@ -173,15 +168,15 @@ def plan_rounds(settings: Settings, count: int) -> list[int]:
     return rounds
 
 
-def count_steps(rounds: Sequence[int], count: int, shared: int = 0) -> int:
-    """Steps of a selection, those of all of its seeds together.
+def count_steps(settings: Settings, count: int) -> int:
+    """Steps of a selection, those of all of its seeds together; none where there is one seed.
 
     Args:
-        rounds: As `plan_rounds` gives them.
+        settings: The recipe.
         count: Seeds.
-        shared: Steps at the beginning that are taken once for all of them.
     """
-    before = total = shared
+    rounds = plan_rounds(settings, count)
+    before = total = settings.refine_steps if rounds else 0
     for step in rounds:
         total += count * (step - before)
         before, count = step, _half(count)

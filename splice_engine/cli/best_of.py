@@ -49,10 +49,12 @@ def choose_run(begin: Callable[[Settings], Transfer], settings: Settings, option
     if options.best_of == 1:
         return Choice(begin(settings))
     selection = BestOf(begin, settings, options.best_of)
+    shared: list[dict[str, float]] = []  # of refinement, which all seeds have in common
     lines: dict[int, list[dict[str, float]]] = {}
     for step in iterate_with_bar(selection, options.quiet, f"{options.best_of} seeds"):
-        lines.setdefault(selection.seed, []).append({"step": step.index, **step.floats()})
+        own = shared if step.index < selection.best.settings.refine_steps else lines.setdefault(selection.seed, [])
+        own.append({"step": step.index, **step.floats()})
     for score in selection.scores:
         print(score)
     run = selection.best
-    return Choice(run, lines.get(run.settings.seed, []), selection.steps_left > 0)
+    return Choice(run, shared + lines.get(run.settings.seed, []), selection.steps_left > 0)

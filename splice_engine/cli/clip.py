@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from .common import (
     iterate_with_bar,
     load_backbone,
     load_one,
+    print_values,
     recipe_options,
 )
 from .outputs import Outputs, check_distinct, report_end
@@ -122,11 +122,7 @@ def run_flicker(options: argparse.Namespace) -> int:
     pairs = ((ours.picture, theirs.picture) for ours, theirs in zip(source, result, strict=True))
     with tqdm(pairs, "frames", total=len(source), disable=options.quiet, unit="frame") as bar:
         values = dataclasses.asdict(measure_flicker(bar))
-    if options.json:
-        print(json.dumps(values))
-    else:
-        for name, value in values.items():
-            print(f"{name.replace('_', ' '):20} {f'{value:.6g}' if isinstance(value, float) else value}")
+    print_values(values, options.json)
     return 0
 
 
@@ -148,7 +144,7 @@ def _gather_key_frames(
         if not usable:
             raise SpliceError(f"{masks} selects nothing in any frame: make what it should select white")
     candidates = [usable[place] for place in candidate_frames(len(usable))]
-    compared = (frame.picture for index, frame in enumerate(clip) if index in set(candidates))
+    compared = (frame.picture for index, frame in enumerate(clip) if index in candidates)
     places = choose_key_frames(compared, backbone, most)
     chosen = {candidates[place] for place in places}
     pairs = [pair for index, pair in enumerate(_with_masks(clip, masks)) if index in chosen]

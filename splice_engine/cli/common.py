@@ -3,23 +3,24 @@
 import argparse
 import dataclasses
 import io
+import json
 import logging
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 from tqdm import tqdm
 
 from ..images import check_picture, load_picture
 from ..settings import Recipe
-from ..training.run import Step
+from ..training.run import Run, Step
 from ..vit.backbone import Backbone
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import DTYPES, pick_device, pick_dtype
@@ -48,20 +49,6 @@ def prepare_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
-
-
-class Run(Protocol):
-    """A run of training, such as `Transfer` or `Inversion`."""
-
-    step: int
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def steps_left(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Step]: ...
 
 
 class Interruption:
@@ -113,6 +100,15 @@ def load_backbone(options: argparse.Namespace) -> Backbone:
     device = pick_device(options.device)
     with download_bar() as progress:
         return Backbone.load(options.backbone, device, pick_dtype(options.dtype, device), progress=progress)
+
+
+def print_values(values: Mapping[str, Any], as_json: bool) -> None:
+    """Prints measures by name, as one line of JSON or a line each."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        print(f"{name.replace('_', ' '):20} {f'{value:.6g}' if isinstance(value, float) else value}")
 
 
 def load_one(path: Path, what: str | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from contextlib import closing
 from functools import partial
@@ -50,6 +49,7 @@ from .common import (
     load_backbone,
     load_one,
     parse_count,
+    print_values,
     recipe_options,
 )
 from .outputs import Log, Outputs, check_distinct, report_end
@@ -166,11 +166,7 @@ def run_measure(options: argparse.Namespace) -> int:
     structure, appearance, output = (load_one(path) for path in (options.structure, options.appearance, options.output))
     measurement = measure(structure, appearance, output, load_backbone(options), options.layer, options.size)
     values = dataclasses.asdict(measurement)
-    if options.json:
-        print(json.dumps(values))
-    else:
-        for name, value in values.items():
-            print(f"{name.replace('_', ' '):20} {f'{value:.6g}' if isinstance(value, float) else value}")
+    print_values(values, options.json)
     return 0
 
 

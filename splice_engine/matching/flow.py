@@ -1,6 +1,5 @@
 """Which pixel of one frame is which of the next: optical flow without weights, and pictures warped along it."""
 
-import importlib
 from types import ModuleType
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import SpliceError, pip_command
+from ..errors import SpliceError, import_extra
 from ..images import sides
 from .filters import to_grey
 
@@ -26,11 +25,7 @@ def import_opencv() -> ModuleType:
     Raises:
         SpliceError: It is not installed.
     """
-    try:
-        return importlib.import_module("cv2")
-    except ImportError:
-        command = pip_command("opencv-python-headless")
-        raise SpliceError(f"optical flow needs the package opencv-python-headless: {command}") from None
+    return import_extra("cv2", "opencv-python-headless", "optical flow needs")
 
 
 @torch.no_grad()

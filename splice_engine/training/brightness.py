@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..images import resize, short_side_size, sides
 from ..matching.correspondence import TEMPERATURE, Correspondence
-from ..settings import VIT_SIZE
+from ..settings import VIT_SIZE, RefinementSettings
 from ..vit.backbone import Backbone, Request
 from ..vit.dense import extract_dense, shift
 from .distances import patch_distance, pyramid, relaxed_transport
@@ -57,7 +57,7 @@ class BrightnessOptimizer:
         match: Which cells of the pictures belong to which.
         backbone: The ViT.
         mask: `[1, 1, H, W]`, the part of A whose patches are compared; None is all of it.
-        seed: Of all random draws.
+        settings: The recipe, of which the seed and `recompute` count here.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class BrightnessOptimizer:
         match: Correspondence,
         backbone: Backbone,
         mask: Tensor | None,
-        seed: int,
+        settings: RefinementSettings,
     ) -> None:
-        self.start, self.match, self.backbone = start, match, backbone
-        self.rng = torch.Generator().manual_seed(seed)
+        self.start, self.match, self.backbone, self.recompute = start, match, backbone, settings.recompute
+        self.rng = torch.Generator().manual_seed(settings.seed)
         count = max(1, min(len(LEVEL_RATES), int(math.log2(max(2, min(sides(a)) / LEAST_LEVEL)))))
         self.levels = [level.requires_grad_() for level in pyramid(torch.zeros_like(start[:, :1]), count)]
         self.shares = (*LEVEL_RATES[:count], LOW_PASS_RATE)
@@ -161,7 +161,8 @@ class BrightnessOptimizer:
         return torch.cat(parts, dim=-1) / len(parts) ** 0.5
 
     def _self_similarity(self, picture: Tensor) -> Tensor:
-        keys = self.backbone(resize(picture, self.small), [STRUCTURE.request])[STRUCTURE.request]
+        request = STRUCTURE.request
+        keys = self.backbone(resize(picture, self.small), [request], recompute=self.recompute)[request]
         return STRUCTURE.descriptor(keys, self.backbone)
 
     def _token_losses(self, picture: Tensor) -> dict[str, Tensor]:
@@ -177,7 +178,7 @@ class BrightnessOptimizer:
         descriptors = F.interpolate(descriptors, grid, mode="bilinear", align_corners=False)
         if torch.rand((), generator=self.rng) < 0.5:
             picture, descriptors = picture.flip(-1), descriptors.flip(-1)
-        extracted = self.backbone(picture, self.requests)
+        extracted = self.backbone(picture, self.requests, recompute=self.recompute)
         tokens = [extracted[request][0, self.backbone.prefix :] for request in self.requests]
         drawn = torch.multinomial(self.usage.cpu(), TOKENS, replacement=True, generator=self.rng).to(picture.device)
         semantic = 1 - F.normalize(descriptors[0].flatten(1).T, dim=-1) @ self.descriptors[drawn].T

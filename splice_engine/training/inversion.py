@@ -16,7 +16,7 @@ from ..settings import VIT_LONGEST, InversionSettings
 from ..vit.backbone import Backbone, Request
 from ..vit.precision import fast_fp32
 from .generator import Generator
-from .run import Step
+from .run import Run, Step
 
 INVERTIBLE = ("cls", "token", "key")
 """What can be inverted: the [CLS] token, all tokens of a block's output, or their keys."""
@@ -31,7 +31,7 @@ LEAST_SIDE = 2 ** len(INVERSION_CHANNELS) + 1
 """Pixels of the shortest side that leaves the deepest level two places to pad and to normalise over."""
 
 
-class Inversion:
+class Inversion(Run):
     """A run that inverts one feature: iterate to train, leave the loop to stop, take the picture whenever you like.
 
     The picture is the output of a network for fixed noise, whose architecture is a prior for natural pictures (Ulyanov
@@ -85,11 +85,6 @@ class Inversion:
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.settings.steps
-
-    @property
-    def steps_left(self) -> int:
-        """Steps not taken yet."""
-        return max(0, self.steps - self.step)
 
     @cached_property
     def target(self) -> Tensor:

@@ -21,10 +21,10 @@ from ..settings import RefinementSettings
 from ..vit.backbone import Backbone
 from ..vit.precision import fast_fp32
 from .brightness import BrightnessOptimizer
-from .run import Step, move_parts
+from .run import Run, Step, move_parts
 
 
-class Refinement:
+class Refinement(Run):
     """A run that refines the instant transfer: iterate, leave the loop to stop, take the picture whenever you like.
 
         for step in (run := Refinement(structure, appearance, backbone)):
@@ -71,11 +71,6 @@ class Refinement:
         """Steps of the whole run."""
         return self.settings.steps
 
-    @property
-    def steps_left(self) -> int:
-        """Steps not taken yet."""
-        return max(0, self.steps - self.step)
-
     @cached_property
     def instant(self) -> InstantTransfer:
         """The instant transfer that is refined."""
@@ -95,6 +90,8 @@ class Refinement:
         total, losses = self._optimizer.take_step(rate)
         self._change = self._optimizer.change().detach()
         self.step += 1
+        if not self.steps_left:
+            vars(self).pop("_optimizer")  # whoever goes on to train a generator needs its memory
         return total, losses
 
     @torch.no_grad()
@@ -164,4 +161,4 @@ class Refinement:
             for picture in (self.picture, self.appearance)
         )
         start = resize(self.instant.painted(min(sides(a))), sides(a))
-        return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, self.settings.seed)
+        return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, self.settings)

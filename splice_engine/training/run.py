@@ -1,6 +1,7 @@
 """What all runs share: a run is an iterator of steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,30 @@ class Step:
     def floats(self) -> dict[str, float]:
         """Total and losses as plain numbers."""
         return {"total": self.total.item(), **{name: loss.item() for name, loss in self.losses.items()}}
+
+
+class Run(ABC):
+    """What is iterated to train, left at any step, and entered again to go on.
+
+    Attributes:
+        step: Steps taken so far.
+    """
+
+    step: int
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def steps_left(self) -> int:
+        """Steps not taken yet."""
+        return max(0, self.steps - self.step)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Step]:
+        """Takes the steps that are left."""
 
 
 def backward(

@@ -25,12 +25,12 @@ from .objective import Objective
 from .pair import Pair, add_noise_if_flat, to_training_size
 from .refinement import Refinement
 from .rendering import render
-from .run import Step, make_forward, move_parts
+from .run import Run, Step, make_forward, move_parts
 from .splicing import Splicing
 from .warm_start import WarmStart
 
 
-class Transfer:
+class Transfer(Run):
     """A run on one pair: iterate to train, leave the loop to stop, take the picture whenever you like.
 
         for step in (run := Transfer(structure, appearance, backbone)):
@@ -114,23 +114,18 @@ class Transfer:
         """Steps of the whole run, those of refinement and warm start included."""
         return self.settings.all_steps
 
-    @property
-    def steps_left(self) -> int:
-        """Steps not taken yet."""
-        return max(0, self.steps - self.step)
-
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.steps:
             phase = self._phase
             with fast_fp32() if self.device.type == "cpu" else nullcontext():
                 total, losses = phase.take_step()
-            if self._average is not None and phase is not self.refinement:
+            if self._average is not None and not isinstance(phase, Refinement):
                 self._average.update_parameters(self._trained)
             self.step += 1
             yield Step(self.step - 1, total, losses)
 
     @property
-    def _phase(self) -> "Refinement | WarmStart | Splicing":
+    def _phase(self) -> Refinement | WarmStart | Splicing:
         """What takes the next step."""
         if self.step < self.settings.refine_steps:
             return self.refinement
@@ -204,7 +199,7 @@ class Transfer:
             self.picture,
             self.appearance,
             self.backbone,
-            RefinementSettings(**settings, steps=self.settings.refine_steps),
+            RefinementSettings(**settings, steps=self.settings.refine_steps, recompute=self.settings.recompute),
             self.mask,
             self.appearance_mask,
         )

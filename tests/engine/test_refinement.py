@@ -1,5 +1,7 @@
 """Refinement of the instant transfer: tiny random ViTs for what has shapes, real weights for what it shows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,11 @@ def test_left_and_entered_again_a_run_ends_as_an_undisturbed_one(stop, pair, tin
             break
     finish(run)
     assert torch.equal(run.image(), whole.image())
+
+
+def test_activations_computed_twice_give_the_same(pair, tiny):
+    kept, twice = (finish(Refinement(*pair, tiny(), replace(SMALL, recompute=again)))[0] for again in (False, True))
+    assert torch.equal(kept.image(), twice.image())
 
 
 def test_ended_it_has_its_picture(pair, tiny):
