@@ -98,7 +98,7 @@ def tiny_model():
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
-    size = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0, "dynamic_img_size": True}
+    size = {"embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 0, "dynamic_img_size": True}
     vit = partial(VisionTransformer, img_size=56, patch_size=14, **size)
     # As timm's vit_*_patch16_dinov3 call it.
     dinov3 = partial(

@@ -14,8 +14,15 @@ from ..vit.dense import extract_dense
 MATCH_PATCHES = 28
 """Patches along a picture's short side for matching."""
 
-MATCH_FACETS = (Request(-3, "key"), Request(-3, "token"), Request(-2, "token"), Request(-1, "key"))
-"""What is compared: keys of a middle layer distinguish parts, deeper tokens objects and background; both are needed."""
+MATCH_FACETS = (
+    Request(-4, "token"),
+    Request(-3, "token"),
+    Request(-2, "key"),
+    Request(-1, "key"),
+    Request(-1, "query"),
+)
+"""What is compared: tokens of middle blocks distinguish parts, such as an eye or the rim of a slice, keys and queries
+of the last ones objects and background; both are needed. Tokens of the last blocks hold places in the picture too."""
 
 CELL_PIXELS = 8
 """Pixels per cell and axis at which it is counted what a mask covers of it."""

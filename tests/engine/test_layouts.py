@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from splice_engine import Backbone, Generator, Request, SpliceError
 from splice_engine.vit.checkpoints import read
 
-SIZE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 56, "patch_size": 14}
+SIZE = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 56, "patch_size": 14}
 DINOV3 = {**SIZE, "image_size": 64, "patch_size": 16, "num_register_tokens": 4, "intermediate_size": 192}
 
 TRANSFORMERS = {
@@ -105,7 +105,7 @@ def dinov3(tensors):
         ("fc1_x", "w2"),
         *((("fc2", "w3"),) if "blocks.0.mlp.fc1_g.weight" in tensors else ()),
     )
-    for index in range(3):
+    for index in range(4):
         parts = [renamed.pop(f"blocks.{index}.attn.{part}_bias", torch.zeros(48)) for part in "qv"]
         renamed[f"blocks.{index}.attn.qkv.bias"] = torch.cat([parts[0], torch.rand(48), parts[1]])
         renamed[f"blocks.{index}.attn.qkv.bias_mask"] = torch.ones(144)
