@@ -18,6 +18,7 @@ class SpliceExtension(ComfyExtension):
         nodes: list[type[io.ComfyNode]] = [
             transfer.AppearanceTransfer,
             transfer.InstantTransfer,
+            transfer.RefinedTransfer,
             backbone.LoadBackbone,
             features.ExtractFeatures,
             features.SelfSimilarity,
@@ -25,6 +26,7 @@ class SpliceExtension(ComfyExtension):
             objective.AppearanceTerm,
             objective.StructureTerm,
             objective.IdentityTerm,
+            objective.TokenDistanceTerm,
             transfer.Optimizer,
             generator.ApplyGenerator,
             generator.SaveGenerator,

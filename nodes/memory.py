@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -22,6 +23,8 @@ from . import download, folders
 from .finish import button
 
 log = logging.getLogger("splice")
+
+AnySettings = TypeVar("AnySettings", Settings, RefinementSettings)
 
 GENERATOR_BYTES = 1600
 """What training the generator takes per pixel of a picture."""
@@ -161,14 +164,16 @@ def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Se
         )
         depth = 1 if settings.recompute else backbone.depth
         total += VIT_BYTES * pixels / backbone.patch**2 * backbone.width * depth
-    return int(max(2 * total, refinement_bytes(structure, patchers[0].model.backbone, settings)))
+    total *= 2
+    if settings.refine_steps:
+        refinement = RefinementSettings(recompute=settings.recompute)
+        total = max(total, refinement_bytes(structure, patchers[0].model.backbone, refinement))
+    return int(total)
 
 
-def refinement_bytes(structure: Tensor, backbone: Backbone, settings: Settings) -> float:
+def refinement_bytes(structure: Tensor, backbone: Backbone, settings: RefinementSettings) -> float:
     """About what a step of refinement keeps on the device: a pass at its own size, and one at the ViT's."""
-    if not settings.refine_steps:
-        return 0.0
-    short = min(RefinementSettings().size, *sides(structure))
+    short = min(settings.size, *sides(structure))
     tokens = 0.0
     for size, blocks in ((short, max(DEPTHS) * backbone.depth), (min(VIT_SIZE, short), backbone.depth)):
         height, width = working_size(structure, backbone, max(1, size // backbone.patch))
@@ -176,7 +181,7 @@ def refinement_bytes(structure: Tensor, backbone: Backbone, settings: Settings) 
     return VIT_BYTES * tokens * backbone.width
 
 
-def lighten(settings: Settings, short_side: int) -> Settings:
+def lighten(settings: AnySettings, short_side: int) -> AnySettings:
     """The next recipe that needs less memory.
 
     Args:

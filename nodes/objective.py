@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..splice_engine import Appearance, Features, Identity, SelfSimilarity, Structure, Term
+from ..splice_engine import Appearance, Features, Identity, SelfSimilarity, Structure, Term, TokenDistance
 from . import sockets
 from .memory import engine_context
 from .schema import make_schema
@@ -39,7 +39,7 @@ class AppearanceTerm(io.ComfyNode):
             group="training",
             description="Compares the [CLS] tokens of the output and of the appearance picture.",
             inputs=[
-                *term_inputs("appearance"),
+                *term_inputs(Appearance),
                 sockets.Features.Input(
                     "target",
                     optional=True,
@@ -66,7 +66,7 @@ class StructureTerm(io.ComfyNode):
             description="Compares the self-similarities of the output and of the structure picture: how alike each of "
             "its places is to each other one.",
             inputs=[
-                *term_inputs("structure"),
+                *term_inputs(Structure),
                 sockets.Similarity.Input(
                     "target",
                     optional=True,
@@ -92,7 +92,7 @@ class IdentityTerm(io.ComfyNode):
             group="training",
             description="Compares the keys of the appearance picture before and after the generator, which is to leave "
             "it as it is.",
-            inputs=term_inputs("identity"),
+            inputs=term_inputs(Identity),
             outputs=[objective_output()],
         )
 
@@ -100,3 +100,22 @@ class IdentityTerm(io.ComfyNode):
     def execute(cls, weight: float, layer: int, objective=None, backbone=None) -> io.NodeOutput:
         with engine_context():
             return append_term(objective, Identity, backbone, weight=weight, layer=layer)
+
+
+class TokenDistanceTerm(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="SpliceTokenDistanceTerm",
+            display_name="Splice Token Distance Term",
+            group="training",
+            description="Compares all tokens of the output with all of the appearance picture: each part of the output "
+            "is drawn to the part most like it. Middle layers hold texture, deep ones meaning.",
+            inputs=term_inputs(TokenDistance),
+            outputs=[objective_output()],
+        )
+
+    @classmethod
+    def execute(cls, weight: float, layer: int, objective=None, backbone=None) -> io.NodeOutput:
+        with engine_context():
+            return append_term(objective, TokenDistance, backbone, weight=weight, layer=layer)

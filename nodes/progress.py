@@ -11,7 +11,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
-from ..splice_engine import Inversion, Transfer
+from ..splice_engine import Inversion, Refinement, Transfer
 from ..splice_engine.batch.best_of import BestOf
 from ..splice_engine.images import resize, short_side_size, sides, to_pil
 from .finish import button
@@ -30,7 +30,7 @@ PREVIEW_SHARE = 0.02
 PROGRESS_SECONDS = 0.1
 """Least time between two messages of progress."""
 
-Run = TypeVar("Run", Transfer, Inversion, BestOf)
+Run = TypeVar("Run", Transfer, Refinement, Inversion, BestOf)
 Item = TypeVar("Item")
 
 

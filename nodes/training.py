@@ -12,7 +12,16 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..splice_engine import Generator, Objective, Settings, SpliceError, Term, Transfer
+from ..splice_engine import (
+    Generator,
+    Objective,
+    Refinement,
+    RefinementSettings,
+    Settings,
+    SpliceError,
+    Term,
+    Transfer,
+)
 from ..splice_engine.batch.best_of import BestOf, count_steps
 from ..splice_engine.images import sides
 from ..splice_engine.training.losses import recipe_terms
@@ -20,7 +29,15 @@ from ..splice_engine.training.result import render_result
 from ..splice_engine.training.terms import PictureTerm
 from .convert import ImagePair, to_image
 from .finish import button
-from .memory import NO_MEMORY, free_for_rendering, is_out_of_memory, lighten, load_to_device, step_bytes
+from .memory import (
+    NO_MEMORY,
+    free_for_rendering,
+    is_out_of_memory,
+    lighten,
+    load_to_device,
+    refinement_bytes,
+    step_bytes,
+)
 from .progress import Progress, run_with_progress, show_text
 
 log = logging.getLogger("splice")
@@ -122,7 +139,22 @@ def train_best(selection: BestOf, progress: Progress) -> tuple[Transfer, list[di
     return run, steps
 
 
-def render_run(run: Transfer) -> Tensor:
+def refine(pair: ImagePair, patcher: ModelPatcher, settings: RefinementSettings, progress: Progress) -> Refinement:
+    """A whole refinement, in lighter ways where memory does not suffice; arguments and errors as for `train`."""
+    while True:
+        (backbone,) = load_to_device([patcher], refinement_bytes(pair.structure, patcher.model.backbone, settings))
+        try:
+            run = Refinement(pair.structure, pair.appearance, backbone, settings, **pair.masks)
+            return run_with_progress(run, progress)[0]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # As in `train`.
+        mm.soft_empty_cache()
+        settings = lighten(settings, min(sides(pair.structure)))
+
+
+def render_run(run: Transfer | Refinement) -> Tensor:
     """Ends a run and renders its picture, on the CPU, with the memory that its training and ComfyUI's models held."""
     run.end(run.device)
     free_for_rendering(run.picture[0, 0].numel())
@@ -155,6 +187,33 @@ def work_through(items: Sequence[Item], work: Callable[[Item], bool]) -> None:
         button.settle()
 
 
+def paint_batch(
+    pairs: Sequence[ImagePair], steps: int, run_pair: Callable[[ImagePair, Progress], Transfer | Refinement]
+) -> Tensor:
+    """The pictures of a batch, IMAGE; those of the pairs so far where the button or an error ends it.
+
+    Args:
+        pairs: What is worked on; those that are left alone are their own pictures.
+        steps: Of each pair's run.
+        run_pair: Makes that run and takes it to its end.
+    """
+    results: list[Tensor] = []
+    progress = Progress(len(pairs) * steps)
+
+    def paint(pair: ImagePair) -> bool:
+        if pair.is_left_alone:
+            results.append(pair.structure)
+            progress.next(steps, pair.structure)
+            return False
+        run = run_pair(pair, progress)
+        results.append(render_run(run))
+        progress.next(run.steps, results[-1])
+        return True
+
+    work_through(pairs, paint)
+    return to_image(results)
+
+
 def run_batch(
     pairs: Sequence[ImagePair],
     patchers: Sequence[ModelPatcher],
@@ -163,27 +222,15 @@ def run_batch(
     start: Generator | None = None,
     best_of: int = 1,
 ) -> Outcome:
-    """One run for each pair that is not left alone, all from the same start; arguments as for `train`.
-
-    Where the button or an error ends the batch, there are pictures of the pairs so far; see `work_through`.
-    """
-    results: list[Tensor] = []
+    """One run for each pair that is not left alone, all from the same start; arguments as for `train`."""
     losses: list[list[dict[str, float]]] = []
     generators: list[Generator] = []
-    steps_of_pair = settings.all_steps + count_steps(settings, best_of)
-    progress = Progress(len(pairs) * steps_of_pair)
 
-    def run_pair(pair: ImagePair) -> bool:
-        if pair.is_left_alone:
-            results.append(pair.structure)
-            progress.next(steps_of_pair, pair.structure)
-            return False
+    def run_pair(pair: ImagePair, progress: Progress) -> Transfer:
         run, steps = train(pair, patchers, settings, progress, terms, start, best_of)
-        results.append(render_run(run))
-        progress.next(run.steps, results[-1])
         losses.append(steps)
-        generators[:] = [run.generator.to("cpu")]
-        return True
+        generators[:] = [run.generator]
+        return run
 
-    work_through(pairs, run_pair)
-    return Outcome(to_image(results), generators[-1], losses)
+    image = paint_batch(pairs, settings.all_steps + count_steps(settings, best_of), run_pair)
+    return Outcome(image, generators[-1].to("cpu"), losses)

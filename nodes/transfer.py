@@ -13,7 +13,7 @@ from .convert import split_pairs, to_image
 from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, load_to_device, recall_backbone
 from .progress import with_progress
 from .schema import make_schema
-from .training import TrainingNode, run_batch
+from .training import TrainingNode, paint_batch, refine, run_batch
 from .widgets import (
     BATCH,
     backbone_input,
@@ -103,6 +103,7 @@ class Optimizer(TrainingNode):
                     optional=True,
                     tooltip="Training starts from a copy of this one, in place of the warm start.",
                 ),
+                override_widget("refine_steps", optional=True),
             ],
             outputs=[
                 picture_output(),
@@ -139,6 +140,44 @@ class Optimizer(TrainingNode):
                 for index, values in enumerate(steps)
             ]
             return io.NodeOutput(outcome.image, outcome.generator, to_image(curves), "\n".join(log))
+
+
+class RefinedTransfer(TrainingNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="SpliceRefinedTransfer",
+            display_name="Splice Refined Transfer (Style)",
+            search_aliases=("style transfer", "texture transfer", "sharpen style"),
+            description="The instant transfer, then its brightness optimised by the ViT until parts and texture are "
+            "those of the appearance picture. No generator is trained.",
+            inputs=[
+                *pair_inputs(batch="A batch gives one picture each."),
+                backbone_input("The ViT whose features are matched and compared."),
+                setting_widget("steps", engine.RefinementSettings),
+                setting_widget("size", engine.RefinementSettings),
+                setting_widget("seed", engine.RefinementSettings, control_after_generate=True),
+                setting_widget("learning_rate", engine.RefinementSettings, round=False),
+                setting_widget("texture", engine.RefinementSettings),
+                feather_widget(),
+                *mask_inputs(),
+                setting_widget("match_passes", engine.RefinementSettings, optional=True),
+                setting_widget("density", engine.RefinementSettings, optional=True),
+            ],
+            outputs=[picture_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, structure, appearance, backbone, structure_mask=None, appearance_mask=None, **changes: float
+    ) -> io.NodeOutput:
+        with engine_context():
+            settings = engine.RefinementSettings(**changes)
+            pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
+            image = paint_batch(
+                pairs, settings.steps, lambda pair, progress: refine(pair, backbone, settings, progress)
+            )
+            return io.NodeOutput(image)
 
 
 class InstantTransfer(io.ComfyNode):

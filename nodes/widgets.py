@@ -15,6 +15,7 @@ from ..splice_engine.analysis.heatmaps import MASS
 from ..splice_engine.batch.best_of import MOST
 from ..splice_engine.presets import DEFAULT_PRESET
 from ..splice_engine.settings import VIT_SIZE, Recipe
+from ..splice_engine.training.terms import FeatureTerm
 from ..splice_engine.vit.devices import DTYPES
 from . import folders, sockets
 
@@ -24,7 +25,7 @@ LARGEST = 100_000
 SAFE_INTEGER = 2**53 - 1
 """The largest that the browser counts exactly."""
 
-UNSET = {"steps": 0, "size": 0, "warm_steps": -1, "learning_rate": 0.0, "vit_size": 0}
+UNSET = {"steps": 0, "size": 0, "refine_steps": -1, "warm_steps": -1, "learning_rate": 0.0, "vit_size": 0}
 """By the names of the settings: -1 where 0 means something else."""
 
 HALF = (
@@ -171,9 +172,10 @@ def precision_widget() -> io.Input:
     )
 
 
-def layer_widget() -> io.Input:
+def layer_widget(default: int = Settings.layer) -> io.Input:
     return setting_widget(
         "layer",
+        default=default,
         min=-64,
         max=63,
         tooltip="Block of the ViT: 0 is the first, -1 the last. Shallow blocks hold edges, deep ones meaning.",
@@ -188,16 +190,18 @@ def vit_size_widget(default: int = VIT_SIZE, more: str = "More is finer and slow
     return setting_widget("vit_size", name="size", default=default, more=more)
 
 
-def weight_widget(term: str) -> io.Input:
-    """The weight of a term, by the term's name."""
-    return setting_widget(f"{term}_weight", name="weight", step=0.1, tooltip="Factor of this term in the sum.")
-
-
-def term_inputs(term: str) -> list[io.Input]:
+def term_inputs(term: type[FeatureTerm]) -> list[io.Input]:
     """What all terms of an objective take: weight, layer, the terms before it and a backbone of its own."""
     return [
-        weight_widget(term),
-        layer_widget(),
+        io.Float.Input(
+            "weight",
+            default=float(term.weight),
+            min=0.0,
+            max=float(LARGEST),
+            step=0.1,
+            tooltip="Factor of this term in the sum.",
+        ),
+        layer_widget(term.layer),
         sockets.Objective.Input("objective", optional=True, tooltip="Terms before this one; it is added to them."),
         sockets.Backbone.Input(
             "backbone", optional=True, tooltip="ViT of this term alone; not connected: the optimizer's."

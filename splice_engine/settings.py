@@ -112,7 +112,9 @@ class RefinementSettings(InstantSettings):
     steps: int = _setting(60, "steps of refinement", low=0)
     size: int = _setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()
-    learning_rate: float = _setting(4e-3, "learning rate of RMSprop in the first step; it falls to 0", low=0, high=1)
+    learning_rate: float = _setting(
+        4e-3, "learning rate of RMSprop in the first step; it falls to 0", low=0, high=1, step=0.0001
+    )
     recompute: bool = _recompute()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..images import resize, sides
 from ..masks import composite
 from ..vit.devices import is_out_of_memory
+from .refinement import Refinement
 from .transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ SHARES = (1, 2, 3, 4)
 """What the short side is divided by, one after the other, until there is memory enough."""
 
 
-def render_result(run: Transfer) -> Tensor:
+def render_result(run: Transfer | Refinement) -> Tensor:
     """Ends a run and renders its picture at full size; where memory does not suffice, on the CPU, then smaller.
 
     A smaller picture is enlarged; past the mask and its feather it is the structure picture all the same.
@@ -46,7 +47,7 @@ def render_result(run: Transfer) -> Tensor:
     return _render(run, *attempts[-1])
 
 
-def _render(run: Transfer, device: str, share: int) -> Tensor:
+def _render(run: Transfer | Refinement, device: str, share: int) -> Tensor:
     run.end(device)
     if share == 1:
         return run.image().cpu()

@@ -93,6 +93,25 @@ def graph():
                 "vit_size": 56,
                 "feather": 8.0,
             },
+            "SpliceInstantTransfer": {
+                "structure": ["a", 0],
+                "appearance": ["b", 0],
+                "backbone": ["vit", 0],
+                "texture": 1.0,
+                "feather": 8.0,
+            },
+            "SpliceRefinedTransfer": {
+                "structure": ["a", 0],
+                "appearance": ["b", 0],
+                "backbone": ["vit", 0],
+                "steps": 2,
+                "size": 64,
+                "seed": 0,
+                "learning_rate": 0.004,
+                "texture": 1.0,
+                "feather": 8.0,
+                "density": 1,
+            },
         }.get(kind, {})
         return {
             "a": {"class_type": "LoadImage", "inputs": {"image": "structure.png"}},

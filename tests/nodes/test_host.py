@@ -13,6 +13,7 @@ from splice_engine import OFFLINE_BACKBONE, load_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFER, OPTIMIZER = "SpliceAppearanceTransfer", "SpliceOptimizer"
+INSTANT, REFINED = "SpliceInstantTransfer", "SpliceRefinedTransfer"
 
 
 def node(kind, **inputs):
@@ -117,10 +118,7 @@ def test_previews_arrive_and_an_interruption_ends_the_run(host, graph):
 
 def test_instant_transfers_of_a_batch_show_progress_and_can_be_cancelled_between_its_pictures(host, graph):
     nodes = {"many": node("RepeatImageBatch", image=link("a"), amount=60)}
-    inputs = {"structure": link("many"), "appearance": link("b"), "backbone": link("vit"), "texture": 1.0}
-    outcome = host.run(
-        graph("SpliceInstantTransfer", nodes, feather=8.0, density=1, **inputs), lambda _: host.post("/interrupt")
-    )
+    outcome = host.run(graph(INSTANT, nodes, structure=link("many"), density=1), lambda _: host.post("/interrupt"))
     assert outcome.status == "interrupted", outcome.message
     assert 1 <= len(outcome.progress) < 60
 
@@ -184,6 +182,25 @@ def press_times(host, count):
     return lambda _: [host.finish("it") for _ in presses]
 
 
+def test_finishing_early_keeps_the_refined_picture(host, graph):
+    short = host.run(graph(REFINED, seed=60, steps=4000), lambda _: host.finish("it"))
+    assert short.status == "success", short.message
+    assert int(short.texts[-1].removesuffix(" steps")) < 4000
+    assert host.pictures(short, "save")[0].shape == (97, 123, 3)
+
+
+def test_a_refined_picture_is_that_of_the_command_line(host, graph, splice, tmp_path):
+    nodes = {"vit": node("SpliceLoadBackbone", backbone_name=OFFLINE_BACKBONE, precision="fp32")}
+    outcome = host.run(graph(REFINED, nodes, steps=4, seed=7))
+    assert outcome.status == "success", outcome.message
+    pictures = [host.base / "input" / name for name in ("structure.png", "appearance.png")]
+    recipe = "--steps 4 --size 64 --seed 7 --density 1 --dtype fp32 --quiet --backbone"
+    told = splice("refine", *pictures, *recipe.split(), OFFLINE_BACKBONE, "-o", tmp_path / "out.png")
+    assert told.status == 0, told.err
+    result = load_picture(tmp_path / "out.png")[0].permute(1, 2, 0).mul(255).round().numpy()
+    assert np.abs(host.pictures(outcome, "save")[0] - result).max() <= 1  # ComfyUI rounds down when it saves
+
+
 def test_an_objective_of_chained_terms(host, graph):
     """Two appearances blended, a structure that is fixed, a term with a backbone of its own."""
     nodes = {
@@ -200,14 +217,15 @@ def test_an_objective_of_chained_terms(host, graph):
         "one": node("SpliceAppearanceTerm", weight=10.0, layer=-1, target=link("mix")),
         "two": node("SpliceStructureTerm", weight=1.0, layer=-1, objective=link("one"), target=link("similar")),
         "three": node("SpliceIdentityTerm", weight=1.0, layer=-2, objective=link("two"), backbone=link("other")),
+        "four": node("SpliceTokenDistanceTerm", weight=1.0, layer=-7, objective=link("three")),
         "log": node("PreviewAny", source=link("it", 3)),
         "curve": node("SaveImage", images=link("it", 2), filename_prefix="curve"),
         "matrix": node("SaveImage", images=link("similar", 1), filename_prefix="matrix"),
     }
-    outcome = host.run(graph(OPTIMIZER, nodes, objective=link("three"), steps=3))
+    outcome = host.run(graph(OPTIMIZER, nodes, objective=link("four"), steps=3))
     assert outcome.status == "success", outcome.message
     steps = [json.loads(line) for line in outcome.outputs["log"]["text"][0].splitlines()]
-    assert {"run", "step", "total", "appearance", "structure", "identity"} <= steps[2].keys()
+    assert {"run", "step", "total", "appearance", "structure", "identity", "token_distance"} <= steps[2].keys()
     (matrix,) = host.pictures(outcome, "matrix")
     assert matrix.shape == (1 + 4 * 5, 1 + 4 * 5, 3)
     assert (matrix.diagonal(axis1=0, axis2=1) >= 254).all()
@@ -236,11 +254,9 @@ def test_masks_of_another_size_limit_the_change(host, graph, tensor):
     mask = torch.zeros(1, 50, 60)
     mask[:, :, 30:] = 1
     masks = {"mask": tensor(mask, "TestMask")}
-    for kind, more in ((OPTIMIZER, {}), ("SpliceInstantTransfer", {})):
+    for kind in (OPTIMIZER, INSTANT, REFINED):
         inputs = {"structure_mask": link("mask"), "appearance_mask": link("mask"), "feather": 2.0}
-        if kind != OPTIMIZER:
-            more = {"structure": link("a"), "appearance": link("b"), "backbone": link("vit"), "texture": 0.5}
-        outcome = host.run(graph(kind, masks, **inputs, **more))
+        outcome = host.run(graph(kind, masks, **inputs))
         assert outcome.status == "success", outcome.message
         (picture,) = host.pictures(outcome, "save")
         original = load_picture(host.base / "input" / "structure.png")[0].permute(1, 2, 0).mul(255).round().numpy()
@@ -373,7 +389,7 @@ def test_bad_values_get_one_sentence(inputs, sentence, host, graph):
     assert sentence in outcome.message
 
 
-@pytest.mark.parametrize("kind", [OPTIMIZER, "SpliceInstantTransfer"])
+@pytest.mark.parametrize("kind", [OPTIMIZER, INSTANT, REFINED])
 def test_an_empty_mask_among_others_leaves_its_picture_alone(kind, host, graph, tensor):
     """As in a clip whose object is not in the second frame, nor the appearance's in the last."""
     structure_mask, appearance_mask = torch.zeros(4, 97, 123), torch.ones(4, 9, 9)
@@ -386,8 +402,6 @@ def test_an_empty_mask_among_others_leaves_its_picture_alone(kind, host, graph, 
         "others": tensor(appearance_mask, "TestMask"),
     }
     inputs = {"structure": link("frames"), "structure_mask": link("masks"), "appearance_mask": link("others")}
-    if kind != OPTIMIZER:
-        inputs |= {"appearance": link("b"), "backbone": link("vit"), "texture": 1.0, "feather": 8.0}
     outcome = host.run(graph(kind, nodes, **inputs))
     assert outcome.status == "success", outcome.message
     changed = [
@@ -399,7 +413,8 @@ def test_an_empty_mask_among_others_leaves_its_picture_alone(kind, host, graph, 
 
 PAST = {
     "weight": ("SpliceAppearanceTerm", {"weight": -1.0, "layer": -1}),
-    "texture": ("SpliceInstantTransfer", {"texture": 5.0, "feather": 8.0}),
+    "texture": (INSTANT, {"texture": 5.0}),
+    "learning_rate": (REFINED, {"learning_rate": 2.0}),
     "warm_steps": (OPTIMIZER, {"warm_steps": -7}),
     "size": ("SpliceExtractFeatures", {"size": -8, "layer": -1, "facet": "key"}),
     "mass": ("SpliceAttentionMap", {"mass": -1.0, "layer": -1, "head": -1, "size": 112}),
@@ -411,9 +426,7 @@ def test_a_number_linked_past_its_limits_is_refused(name, host, graph, tensor):
     kind, inputs = PAST[name]
     value = inputs[name]
     given = {"backbone": link("vit"), **inputs, name: link("number")}
-    if kind in (OPTIMIZER, "SpliceInstantTransfer"):
-        given |= {"structure": link("a"), "appearance": link("b")}
-    elif kind != "SpliceAppearanceTerm":
+    if kind not in (OPTIMIZER, INSTANT, REFINED, "SpliceAppearanceTerm"):
         given["image"] = link("a")
     number = node("PrimitiveFloat" if isinstance(value, float) else "PrimitiveInt", value=value)
     shown = node("PreviewAny", source=link("it", 0))
@@ -544,7 +557,8 @@ def test_what_a_batch_has_finished_stays_where_the_next_one_fails(kind, host, gr
     assert len(host.pictures(again, "save")) == 3
 
 
-def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
+@pytest.mark.parametrize(("kind", "megabytes"), [(OPTIMIZER, 50.0), (REFINED, 6.0)])
+def test_out_of_memory_starts_over_in_lighter_ways(kind, megabytes, host, graph, tensor):
     """Until it fits; and where nothing fits, one sentence, after which the server goes on."""
     picture = torch.rand(1, 300, 350, 3, generator=torch.Generator().manual_seed(0))
 
@@ -553,16 +567,16 @@ def test_out_of_memory_starts_over_in_lighter_ways(host, graph, tensor):
             "picture": tensor(picture),
             "device": node("TestMemory", image=link("picture"), megabytes=megabytes, pixels=2**30),
         }
-        return host.run(graph(OPTIMIZER, nodes, structure=link("device"), appearance=link("device"), steps=1, size=300))
+        return host.run(graph(kind, nodes, structure=link("device"), appearance=link("device"), steps=1, size=300))
 
     before = len(host.log())
-    fitted = run(50.0)
+    fitted = run(megabytes)
     assert fitted.status == "success", fitted.message
     assert host.pictures(fitted, "save")[0].shape == (300, 350, 3)
     told = [line for line in host.log()[before:].splitlines() if "Splice: out of memory" in line]
     assert "computed twice" in told[0]
     assert "short side of 225 pixels" in told[1]
-    refused = run(5.0)
+    refused = run(megabytes / 10)
     assert refused.status == "error"
     assert "out of memory even in the lightest way" in refused.message
     before = len(host.log())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splice_engine import InstantSettings, InversionSettings, Settings
+from splice_engine import InstantSettings, InversionSettings, RefinementSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -198,6 +198,7 @@ def test_every_node_of_ours_has_a_place_a_page_and_a_translation():
         ("SpliceOptimizer", Settings),
         ("SpliceAblation", Settings),
         ("SpliceInstantTransfer", InstantSettings),
+        ("SpliceRefinedTransfer", RefinementSettings),
         ("SpliceInvertFeatures", InversionSettings),
     ],
 )
