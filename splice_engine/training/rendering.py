@@ -31,19 +31,25 @@ NORM_EPS = 1e-5
 
 @torch.no_grad()
 def render(
-    generator: Generator, picture: Tensor, *, size: int | None = None, whole_pixels: int = WHOLE_PIXELS
+    generator: Generator,
+    picture: Tensor,
+    *,
+    size: int | None = None,
+    whole_pixels: int = WHOLE_PIXELS,
+    fall_back: bool = True,
 ) -> Tensor:
     """Applies a generator to pictures of any size.
 
     At a larger size than it was trained at, a convolutional generator makes halos and colour casts, since its receptive
     field covers smaller parts of the picture. So on larger pictures its output contributes the detail, and its output
-    at the size of training the low frequencies. Where the picture's device lacks the memory, the CPU renders it.
+    at the size of training the low frequencies.
 
     Args:
         generator: On the picture's device.
         picture: `[B, 3, H, W]` in 0..1.
         size: Short side in pixels that the generator was trained at; None returns its output as it is.
         whole_pixels: Pictures of more pixels are rendered in bands; the result differs by rounding only.
+        fall_back: Where the picture's device lacks the memory, the CPU renders it; else that is an error.
 
     Returns:
         `[B, 3, H, W]` in 0..1.
@@ -51,7 +57,7 @@ def render(
     try:
         return _render(generator, picture, size, whole_pixels)
     except (RuntimeError, MemoryError) as error:
-        if picture.device.type == "cpu" or not is_out_of_memory(error):
+        if not fall_back or picture.device.type == "cpu" or not is_out_of_memory(error):
             raise
     # Past the handler, whose traceback holds what the attempt took.
     log.warning("out of memory on %s: the CPU renders the picture", picture.device)

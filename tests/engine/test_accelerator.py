@@ -17,6 +17,7 @@ from splice_engine import (
     similarity_map,
 )
 from splice_engine.images import resize
+from splice_engine.training.result import render_result
 from splice_engine.vit.devices import is_out_of_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
@@ -117,3 +118,19 @@ def test_lack_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**48, device="cuda")
     assert is_out_of_memory(raised.value)
+
+
+def test_the_result_of_a_run_that_does_not_fit_is_rendered_on_the_cpu_once(pair, there, gap, caplog):
+    run = Transfer(resize(pair[0], (1000, 1300)), pair[1], there, preset("paper", size=64, vit_size=56, steps=1))
+    for _ in run:
+        pass
+    expected = run.image()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(100e6 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        result = render_result(run)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("out of memory for the result at full size on cuda")
+    assert gap(result, expected.cpu()) < 1e-4
