@@ -2,6 +2,7 @@
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..splice_engine import (
     INVERSION_PRESETS,
@@ -17,12 +18,12 @@ from ..splice_engine import (
 from ..splice_engine.analysis.figures import heat_picture, loss_curves, mark_point, sheet
 from ..splice_engine.analysis.heatmaps import MAP_PATCHES
 from ..splice_engine.analysis.pca import MAP_SIZE, SELF_SIMILARITY
-from ..splice_engine.images import from_pil, sides
+from ..splice_engine.images import check_mask, from_pil, sides
 from ..splice_engine.presets import DEFAULT_INVERSION
 from ..splice_engine.training.ablation import ablation_rows, ablation_settings
 from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join
-from .convert import from_image, from_mask, pair_up, split_pairs, to_image, to_mask
+from .convert import from_image, from_mask, is_empty, pair_up, split_pairs, to_image, to_mask
 from .memory import engine_context, load_to_device, pass_bytes, step_bytes
 from .progress import Progress, run_with_progress, with_progress
 from .schema import make_schema
@@ -101,7 +102,9 @@ class SimilarityMap(io.ComfyNode):
                 point_widget("x", "width, from the left"),
                 point_widget("y", "height, from the top"),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="The place, in place of the point. An empty mask is none."
+                    "mask",
+                    optional=True,
+                    tooltip="The place, in place of the point. An empty mask is none; one among others finds nothing.",
                 ),
                 io.Image.Input(
                     "target", optional=True, tooltip="The pictures to search; not connected: the picture itself."
@@ -110,8 +113,10 @@ class SimilarityMap(io.ComfyNode):
             outputs=[
                 io.Mask.Output("mask", tooltip="White at the best match, black where nothing is alike."),
                 io.Image.Output("image", tooltip="The same as heat over the target, a ring around the best match."),
-                io.Float.Output("x", tooltip="Of the best match, as a share of the width; of a batch the first's."),
-                io.Float.Output("y", tooltip="Of the best match, as a share of the height; of a batch the first's."),
+                io.Float.Output("x", tooltip="Of the best match, as a share of the width; of a batch the first found."),
+                io.Float.Output(
+                    "y", tooltip="Of the best match, as a share of the height; of a batch the first found."
+                ),
             ],
         )
 
@@ -121,18 +126,33 @@ class SimilarityMap(io.ComfyNode):
             source = from_image(image, "picture")
             searched = source if target is None else from_image(target, "target")
             masks = from_mask(mask)
-            places = [(x, y)] if masks is None else list(masks.split(1))
+            places = [(x, y)] if masks is None else place_masks(masks)
             rows = pair_up({"pictures": source, "targets": searched, "masks": places})
             largest = MAP_PATCHES * backbone.model.backbone.patch
             (vit,) = load_to_device([backbone], 2 * pass_bytes(backbone, searched[0], largest))
             soft, marked, best = [], [], []
             for picture, wanted, place in with_progress(rows):
+                if place is None:
+                    soft.append(torch.zeros_like(wanted[:, :1]))
+                    marked.append(wanted)
+                    continue
                 found = similarity_map(picture, place, vit, wanted)
                 (point,) = found.best().tolist()
                 soft.append(found.mask(sides(wanted)).cpu())
                 marked.append(mark_point(heat_picture(soft[-1], wanted), point))
                 best.append(point)
             return io.NodeOutput(to_mask(torch.cat(soft)), to_image(marked), *best[0])
+
+
+def place_masks(masks: Tensor) -> list[Tensor | None]:
+    """Checked masks `[1, 1, h, w]` of a batch, and None for an empty one among others.
+
+    Raises:
+        SpliceError: They cannot be worked with, or all of them are empty.
+    """
+    if is_empty(masks):
+        raise SpliceError("the mask selects nothing: paint the place to search for in white")
+    return [None if is_empty(mask) else check_mask(mask) for mask in masks.split(1)]
 
 
 class AttentionMap(io.ComfyNode):
@@ -205,7 +225,7 @@ class InvertFeatures(TrainingNode):
             progress = Progress(len(pictures) * settings.steps)
             results, curves = [], []
 
-            def invert(picture: torch.Tensor) -> bool:
+            def invert(picture: Tensor) -> bool:
                 run, steps = run_with_progress(Inversion(picture, vit, settings, layer, facet), progress)
                 results.append(run.image(min(sides(picture))).cpu())
                 progress.next(run.steps, results[-1])

@@ -70,6 +70,11 @@ def from_mask(mask: Tensor | None, what: str = "mask") -> Tensor | None:
     return mask[:, None].to("cpu", torch.float32, copy=True)
 
 
+def is_empty(mask: Tensor | None) -> bool:
+    """Whether a mask among others selects nothing: of a clip's masks, where the object is not in the frame."""
+    return mask is not None and bool(mask.max() < LEAST_MASK)
+
+
 def to_image(pictures: Sequence[Tensor]) -> Tensor:
     """Engine pictures `[B, 3, H, W]` of one size as an IMAGE."""
     return torch.cat(list(pictures)).detach().clamp(0, 1).movedim(1, -1).to(mm.intermediate_device(), image_dtype())
@@ -113,8 +118,8 @@ class ImagePair:
 
     @property
     def is_left_alone(self) -> bool:
-        """Whether one of the masks is empty: of a clip's masks, where the object is not in the frame."""
-        return any(mask is not None and bool(mask.max() < LEAST_MASK) for mask in self.masks.values())
+        """Whether one of the masks is empty."""
+        return any(map(is_empty, self.masks.values()))
 
 
 def split_pairs(

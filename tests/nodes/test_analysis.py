@@ -121,6 +121,30 @@ def test_an_empty_mask_leaves_the_point(run_node, host, tensor):
     assert np.array_equal(host.pictures(with_it, "save")[0], host.pictures(without, "save")[0])
 
 
+def test_an_empty_mask_among_others_finds_nothing_in_its_picture(run_node, host, tensor, original):
+    places = torch.zeros(3, 50, 60)
+    places[1, 10:20, 25:35] = 1
+    nodes = {
+        "places": tensor(places, "TestMask"),
+        "many": node("RepeatImageBatch", image=link("a"), amount=3),
+        "x": node("PreviewAny", source=link("it", 2)),
+        **save_mask(link("it", 0)),
+    }
+    outcome = run_node("SpliceSimilarityMap", nodes, save=1, image=link("many"), mask=link("places"))
+    assert outcome.status == "success", outcome.message
+    changed = [np.abs(picture.astype(int) - original).max() > 2 for picture in host.pictures(outcome, "save")]
+    assert changed == [False, True, False]
+    assert [mask.max() > 200 for mask in host.pictures(outcome, "mask")] == changed
+    assert abs(float(outcome.outputs["x"]["text"][0]) - 0.5) < 0.1
+
+
+def test_masks_that_select_next_to_nothing_are_refused(run_node, tensor):
+    faint = {"places": tensor(torch.full((2, 50, 60), 1 / 255), "TestMask")}
+    outcome = run_node("SpliceSimilarityMap", faint, save=1, mask=link("places"))
+    assert outcome.status == "error"
+    assert "the mask selects nothing" in outcome.message
+
+
 def test_attention_keeps_more_with_more_mass_and_differs_by_head(host, run_node):
     areas, heats = [], []
     for mass, head in ((0.3, -1), (0.9, -1), (0.9, 2)):
