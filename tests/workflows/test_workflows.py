@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from splice_engine import InstantSettings, InversionSettings, RefinementSettings, Settings
 
@@ -165,6 +166,14 @@ def test_no_link_runs_behind_a_node(workflow):
             (left, top), (width, height) = node["pos"], node["size"]
             behind = [(x, y) for x, y in drawn if left < x < left + width and top - TITLE < y < top + height]
             assert behind == [], f"from {a['type']} to {b['type']}, behind {node['type']}"
+
+
+def test_pictures_are_there_and_have_the_mask_that_is_used(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            picture = Image.open(ROOT / "workflows" / "pictures" / node["widgets_values"][0])
+            masked = "A" in picture.getbands() and picture.getchannel("A").getextrema() == (0, 255)
+            assert masked == bool(node["outputs"][1]["links"])
 
 
 def test_the_frontend_fits_the_view(workflow):
