@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import sockets
+from . import folders, sockets
 from .memory import engine_context, load_backbone
 from .schema import make_schema
 from .widgets import backbone_name_widget, precision_widget
@@ -19,6 +19,10 @@ class LoadBackbone(io.ComfyNode):
             inputs=[backbone_name_widget(), precision_widget()],
             outputs=[sockets.Backbone.Output("backbone", tooltip="For all Splice nodes that compute features.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, backbone_name: str | None = None) -> bool | str:
+        return folders.check_name(folders.backbone_source, backbone_name)
 
     @classmethod
     def execute(cls, backbone_name: str, precision: str) -> io.NodeOutput:

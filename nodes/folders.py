@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import folder_paths
 
-from ..splice_engine import CATALOGUE
+from ..splice_engine import CATALOGUE, SpliceError
 from ..splice_engine.vit.checkpoints import SUFFIXES
 from ..splice_engine.vit.weights import find
 
@@ -15,7 +17,8 @@ BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
-"""Pictures of the workflows: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain."""
+"""Pictures of the workflows: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain, and
+scikit-image's cat (CC0 by Stéfan van der Walt). In those with a mask it is transparent, as MaskEditor saves it."""
 
 
 def register_folders() -> None:
@@ -29,7 +32,7 @@ def register_folders() -> None:
 def place_example_pictures() -> None:
     """Puts the pictures of the workflows among ComfyUI's input pictures, so that a workflow runs as it is opened."""
     folder = Path(folder_paths.get_input_directory())
-    for picture in EXAMPLES.glob("*.jpg"):
+    for picture in EXAMPLES.iterdir():
         with suppress(OSError):  # a folder that cannot be written costs no more than the examples
             if not (folder / picture.name).exists():
                 shutil.copyfile(picture, folder / picture.name)
@@ -52,8 +55,21 @@ def backbone_folders() -> list[str]:
 
 
 def backbone_source(name: str) -> str:
-    """What the engine loads for one of `backbone_names`: the catalogue's name itself, or the file's path."""
-    return name if name in CATALOGUE else folder_paths.get_full_path_or_raise(BACKBONES, name)
+    """What the engine loads for a backbone: a name of the catalogue, or the path of a file in `models/dino`.
+
+    Args:
+        name: One of `backbone_names`, or as an older workflow has it: a file that the list now shows by its name in the
+            catalogue, there or not.
+
+    Raises:
+        SpliceError: There is no such file any more.
+    """
+    if name in CATALOGUE:
+        return name
+    if path := _find_file(BACKBONES, name):
+        return path
+    entries = [entry.name for entry in CATALOGUE.values() if name in entry.filenames]
+    return entries[0] if entries else _refuse(BACKBONES, name)
 
 
 def generator_names() -> list[str]:
@@ -62,8 +78,36 @@ def generator_names() -> list[str]:
 
 
 def generator_path(name: str) -> str:
-    """The file of one of `generator_names`."""
-    return folder_paths.get_full_path_or_raise(GENERATORS, name)
+    """The file of one of `generator_names`.
+
+    Raises:
+        SpliceError: It is not there any more.
+    """
+    return _find_file(GENERATORS, name) or _refuse(GENERATORS, name)
+
+
+def check_name(resolve: Callable[[str], str], name: str | None) -> bool | str:
+    """What `validate_inputs` returns for the name of a file: ComfyUI's own check refuses all that its list lacks.
+
+    Args:
+        resolve: `backbone_source` or `generator_path`.
+        name: None where it is linked.
+    """
+    try:
+        return name is None or bool(resolve(name))
+    except SpliceError as error:
+        return f"Splice: {error}"
+
+
+def _find_file(folder: str, name: str) -> str | None:
+    """The path of a file that the list of a model folder has; a workflow of another system may separate by `\\`."""
+    names = {listed.replace("\\", "/"): listed for listed in folder_paths.get_filename_list(folder)}
+    listed = names.get(name.replace("\\", "/"))
+    return folder_paths.get_full_path(folder, listed) if listed else None
+
+
+def _refuse(folder: str, name: str) -> NoReturn:
+    raise SpliceError(f"{name} is not in models/{folder}: choose another, or put it back and press R")
 
 
 def new_generator_path(prefix: str) -> Path:

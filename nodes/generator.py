@@ -95,11 +95,15 @@ class LoadGenerator(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, generator_name: str | None = None) -> bool | str:
+        return folders.check_name(folders.generator_path, generator_name)
+
+    @classmethod
     def fingerprint_inputs(cls, generator_name: str) -> tuple[int, int] | None:
         """Changes with the file, which may be replaced under its name."""
         try:
             status = os.stat(folders.generator_path(generator_name))
-        except OSError:  # a missing file is named when the node runs
+        except (OSError, SpliceError):  # a missing file is named when the node runs
             return None
         return status.st_mtime_ns, status.st_size
 

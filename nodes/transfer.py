@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from .. import splice_engine as engine
 from ..splice_engine.analysis.figures import loss_curves
 from ..splice_engine.images import from_pil
-from . import sockets
+from . import folders, sockets
 from .convert import split_pairs, to_image
 from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, load_to_device, recall_backbone
 from .progress import with_progress
@@ -55,6 +55,10 @@ class AppearanceTransfer(TrainingNode):
             ],
             outputs=[picture_output(), generator_output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, backbone_name: str | None = None) -> bool | str:
+        return folders.check_name(folders.backbone_source, backbone_name)
 
     @classmethod
     def execute(

@@ -35,7 +35,7 @@ def test_loading_the_pack_is_light(host):
 def test_the_pictures_of_the_workflows_can_be_chosen(host):
     names, _options = host.get("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
     workflows = [path.read_text(encoding="utf-8") for path in (ROOT / "workflows").glob("*.json")]
-    used = {name for text in workflows for name in re.findall(r'"(splice_\w+\.jpg)"', text)}
+    used = {name for text in workflows for name in re.findall(r'"(splice_\w+\.(?:jpg|webp))"', text)}
     assert used
     assert used <= set(names)
 
@@ -374,8 +374,8 @@ def test_bad_inputs_get_one_sentence(kind, given, sentence, host, graph, tensor)
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"backbone_name": "renamed.safetensors"}, "'renamed.safetensors' not in"),
-        ({"backbone_name": "../../secret.pth"}, "'../../secret.pth' not in"),
+        ({"backbone_name": "renamed.safetensors"}, "renamed.safetensors is not in models/dino: choose another"),
+        ({"backbone_name": "../../secret.pth"}, "../../secret.pth is not in models/dino"),
         ({"preset": "papre"}, "'papre' not in"),
         ({"steps": -1}, "steps"),
         ({"seed": "many"}, "seed"),
@@ -498,6 +498,47 @@ def test_a_file_of_ones_own_and_a_damaged_one(host, graph, weights_file):
     gone = host.run(graph(TRANSFER, backbone_name="mine.safetensors", steps=1, seed=3))
     assert gone.status == "error"
     assert "mine.safetensors" in gone.message
+
+
+SPELLINGS = {
+    "a file that the list has by its name in the catalogue": f"{OFFLINE_BACKBONE}.safetensors",
+    "the same, which is not there any more": f"{OFFLINE_BACKBONE}.pth",
+    "a file in a subfolder": "mine/kept.safetensors",
+    "the same, of a workflow from Windows": "mine\\kept.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS.values(), ids=SPELLINGS)
+def test_names_of_files_in_older_workflows_are_understood(name, host, graph, weights_file):
+    from splice_engine import Generator
+
+    models = host.base / "models"
+    (models / "dino" / "mine").mkdir(exist_ok=True)
+    for path in (f"{OFFLINE_BACKBONE}.safetensors", "mine/kept.safetensors"):
+        (models / "dino" / path).write_bytes(weights_file.read_bytes())
+    loading = node("SpliceLoadBackbone", backbone_name=name, precision="auto")
+    assert host.run(graph(TRANSFER, backbone_name=name, steps=1)).status == "success"
+    kept = {"vit": loading}
+    if "mine" in name:
+        (models / "splice_generators" / "mine").mkdir(parents=True, exist_ok=True)
+        Generator().save(models / "splice_generators" / "mine" / "kept.safetensors")
+        kept |= {"start": node("SpliceLoadGenerator", generator_name=name)}
+        inputs = {"generator": link("start")}
+    else:
+        inputs = {}
+    outcome = host.run(graph(OPTIMIZER, kept, steps=1, **inputs))
+    assert outcome.status == "success", outcome.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("SpliceLoadBackbone", "backbone_name"), ("SpliceLoadGenerator", "generator_name")]
+)
+def test_a_file_that_is_gone_is_named_before_anything_runs(kind, name, host, graph):
+    options = {"precision": "auto"} if kind == "SpliceLoadBackbone" else {}
+    shown = node("PreviewAny", source=link("it", 0))
+    outcome = host.run(graph(kind, {"save": shown}, **options, **{name: "gone.safetensors"}))
+    assert (outcome.status, outcome.ran) == ("error", [])
+    assert "Splice: gone.safetensors is not in models/" in outcome.message
 
 
 def test_a_mask_is_checked_before_the_first_training(host, graph, tensor):

@@ -168,12 +168,14 @@ def test_no_link_runs_behind_a_node(workflow):
             assert behind == [], f"from {a['type']} to {b['type']}, behind {node['type']}"
 
 
-def test_pictures_are_there_and_have_the_mask_that_is_used(workflow):
+def test_pictures_are_there_and_have_the_masks_of_a_transfer(workflow):
+    sockets = [socket for node in workflow["nodes"] for socket in node["inputs"]]
+    masks = {socket["link"] for socket in sockets if socket["name"].endswith("_mask")} - {None}
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
             picture = Image.open(ROOT / "workflows" / "pictures" / node["widgets_values"][0])
             masked = "A" in picture.getbands() and picture.getchannel("A").getextrema() == (0, 255)
-            assert masked == bool(node["outputs"][1]["links"])
+            assert masked == bool(masks & set(node["outputs"][1]["links"] or []))
 
 
 def test_the_frontend_fits_the_view(workflow):
