@@ -6,8 +6,9 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
-from ..splice_engine import Generator, SpliceError, render
+from ..splice_engine import Generator, SpliceError
 from ..splice_engine.files import check_place
+from ..splice_engine.training.rendering import render_anywhere
 from . import folders, sockets
 from .convert import check_image, from_image, image_dtype, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
@@ -44,7 +45,7 @@ class ApplyGenerator(io.ComfyNode):
             with on_device(generator, RENDER_BYTES * pixels) as device:
                 for frame, into in with_progress(list(zip(image.split(1), result.split(1), strict=True))):
                     (picture,) = from_image(frame, "picture")
-                    into.copy_(to_image([render(generator, picture.to(device), size=size)]))
+                    into.copy_(to_image([render_anywhere(generator, picture.to(device), size=size)]))
             return io.NodeOutput(result)
 
 

@@ -29,7 +29,7 @@ from ..matching.instant import InstantTransfer
 from ..presets import DEFAULT_PRESET, PRESETS, preset
 from ..settings import VIT_SIZE, InstantSettings, Settings
 from ..training.generator import Generator
-from ..training.rendering import render
+from ..training.rendering import render_anywhere
 from ..training.result import render_result
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
@@ -137,7 +137,7 @@ def run_apply(options: argparse.Namespace) -> int:
     check_format(options.output, sides(picture))
     device = pick_device(options.device)
     generator = Generator.load(options.generator, device)
-    result = render(generator, picture.to(device), size=generator.metadata.get("size"))
+    result = render_anywhere(generator, picture.to(device), size=generator.metadata.get("size"))
     save_picture(result, options.output, overwrite=options.overwrite)
     print(options.output)
     return 0

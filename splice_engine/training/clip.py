@@ -16,7 +16,7 @@ from ..vit.backbone import Backbone
 from .generator import Generator
 from .objective import Objective
 from .pair import Pair, add_noise_if_flat
-from .rendering import render
+from .rendering import render_anywhere
 from .run import Step
 from .transfer import Transfer
 
@@ -99,7 +99,7 @@ class ClipTransfer(Transfer):
         frame = frame.to(self.device)
         if mask is not None and mask.max() < LEAST_MASK:
             return frame
-        result = render(self.generator, add_noise_if_flat(frame), size=self.settings.size)
+        result = render_anywhere(self.generator, add_noise_if_flat(frame), size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
         return result if mask is None else composite(frame, result, mask.to(self.device), self.settings.feather)

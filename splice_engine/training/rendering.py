@@ -31,12 +31,7 @@ NORM_EPS = 1e-5
 
 @torch.no_grad()
 def render(
-    generator: Generator,
-    picture: Tensor,
-    *,
-    size: int | None = None,
-    whole_pixels: int = WHOLE_PIXELS,
-    fall_back: bool = True,
+    generator: Generator, picture: Tensor, *, size: int | None = None, whole_pixels: int = WHOLE_PIXELS
 ) -> Tensor:
     """Applies a generator to pictures of any size.
 
@@ -49,22 +44,10 @@ def render(
         picture: `[B, 3, H, W]` in 0..1.
         size: Short side in pixels that the generator was trained at; None returns its output as it is.
         whole_pixels: Pictures of more pixels are rendered in bands; the result differs by rounding only.
-        fall_back: Where the picture's device lacks the memory, the CPU renders it; else that is an error.
 
     Returns:
         `[B, 3, H, W]` in 0..1.
     """
-    try:
-        return _render(generator, picture, size, whole_pixels)
-    except (RuntimeError, MemoryError) as error:
-        if not fall_back or picture.device.type == "cpu" or not is_out_of_memory(error):
-            raise
-    # Past the handler, whose traceback holds what the attempt took.
-    log.warning("out of memory on %s: the CPU renders the picture", picture.device)
-    return _render(copy.deepcopy(generator).cpu(), picture.cpu(), size, whole_pixels).to(picture.device)
-
-
-def _render(generator: Generator, picture: Tensor, size: int | None, whole_pixels: int) -> Tensor:
     if picture.shape[-2] * picture.shape[-1] <= whole_pixels:
         output: Tensor = generator(picture)
     else:
@@ -75,6 +58,18 @@ def _render(generator: Generator, picture: Tensor, size: int | None, whole_pixel
     small = short_side_size(*at, size)
     correction = generator(resize(picture, small)) - resize(output, small)
     return output.add_(resize(correction, at)).clamp_(0, 1)
+
+
+def render_anywhere(generator: Generator, picture: Tensor, *, size: int | None = None) -> Tensor:
+    """As `render`; where the picture's device lacks the memory, the CPU renders it."""
+    try:
+        return render(generator, picture, size=size)
+    except (RuntimeError, MemoryError) as error:
+        if picture.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    # Past the handler, whose traceback holds what the attempt took.
+    log.warning("out of memory on %s: the CPU renders the picture", picture.device)
+    return render(copy.deepcopy(generator).cpu(), picture.cpu(), size=size).to(picture.device)
 
 
 class Field(Protocol):

@@ -50,6 +50,6 @@ def render_result(run: Transfer | Refinement) -> Tensor:
 def _render(run: Transfer | Refinement, device: str, share: int) -> Tensor:
     run.end(device)
     if share == 1:
-        return run.image(fall_back=False).cpu()  # the next attempt is the CPU's, with all of the run
+        return run.image().cpu()
     result = resize(run.image(min(sides(run.picture)) // share), sides(run.picture))
     return result if run.mask is None else composite(run.picture, result, run.mask, run.settings.feather)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class Transfer(Run):
             return self.refinement
         return self._warm_start if self.step < self.settings.steps_before else self._splicing
 
-    def image(self, size: int | None = None, fall_back: bool = True) -> Tensor:
+    def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
 
         A share of residual adds what the generator lacks of the matched image, from the first step of the recipe on
@@ -140,7 +140,6 @@ class Transfer(Run):
 
         Args:
             size: Short side in pixels; None renders at the structure picture's full size.
-            fall_back: As for `render`.
 
         Returns:
             `[1, 3, H, W]` in 0..1, on the run's device.
@@ -152,14 +151,13 @@ class Transfer(Run):
         if size is not None:
             picture = resize(picture, short_side_size(*sides(picture), size))
         given = add_noise_if_flat(picture)
-        paint = partial(render, picture=given, size=self.settings.size, fall_back=fall_back)
-        result = paint(self.generator)
+        result = render(self.generator, given, size=self.settings.size)
         if not torch.isfinite(result).all():
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
         if self.settings.residual:
             matched = self.refinement.painted(size)
             begun = self.step > self.settings.steps_before
-            lacking = matched - (paint(self._reference) if begun else result)
+            lacking = matched - (render(self._reference, given, size=self.settings.size) if begun else result)
             result = with_coarse_chroma(result.add_(lacking, alpha=self.settings.residual), matched).clamp_(0, 1)
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
         return result if self.mask is None else composite(picture, result, self.mask, feather)

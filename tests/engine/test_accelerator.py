@@ -17,6 +17,7 @@ from splice_engine import (
     similarity_map,
 )
 from splice_engine.images import resize
+from splice_engine.training.rendering import render_anywhere
 from splice_engine.training.result import render_result
 from splice_engine.vit.devices import is_out_of_memory
 
@@ -105,7 +106,7 @@ def test_what_does_not_fit_the_device_is_rendered_on_the_cpu(pair, gap, caplog):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(100e6 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        result = render(generator.cuda(), picture.cuda())
+        result = render_anywhere(generator.cuda(), picture.cuda())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert (len(caplog.messages), result.device.type) == (1, "cuda")
