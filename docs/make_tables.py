@@ -26,7 +26,8 @@ from splice_engine import (
     RefinementSettings,
     Settings,
 )
-from splice_engine.settings import ClipSettings, Recipe
+from splice_engine.recipe import Recipe
+from splice_engine.settings import ClipSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "tests" / "workflows" / "object_info.json"

@@ -14,7 +14,8 @@ from ..splice_engine import DEFAULT_BACKBONE, PRESETS, InstantSettings, Inversio
 from ..splice_engine.analysis.heatmaps import MASS
 from ..splice_engine.batch.best_of import MOST
 from ..splice_engine.presets import DEFAULT_PRESET
-from ..splice_engine.settings import VIT_SIZE, Recipe
+from ..splice_engine.recipe import Recipe
+from ..splice_engine.settings import VIT_SIZE
 from ..splice_engine.training.terms import FeatureTerm
 from ..splice_engine.vit.devices import DTYPES
 from . import folders, sockets

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .errors import SpliceError
-from .settings import InversionSettings, Recipe, Settings
+from .recipe import Recipe
+from .settings import InversionSettings, Settings
 
 RecipeType = TypeVar("RecipeType", bound=Recipe)
 

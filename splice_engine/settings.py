@@ -1,12 +1,10 @@
 """Every number of a recipe, in one place: the command line's options and the nodes' widgets come from here."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
-from .errors import SpliceError
 from .masks import FEATHER
+from .recipe import Recipe, setting
 
 SEEDS = 2**63
 """How many there are."""
@@ -21,82 +19,32 @@ DENSITIES = (1, 2, 4)
 """Features per patch and axis of a dense grid: a stride of a whole, half or quarter patch."""
 
 
-def _setting(
-    default: Any,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    step: float | None = None,
-    choices: tuple[int, ...] = (),
-) -> Any:
-    """A field with what every face of it needs: help, limits, the step in which a widget counts, the only values."""
-    metadata = {"help": help, "low": low, "high": high, "step": step, "choices": choices}
-    return field(default=default, metadata=metadata)
-
-
 def _seed() -> Any:
     text = "seed of all random draws; on one CPU the same seed gives the same bits"
-    return _setting(0, text, low=0, high=SEEDS - 1)
+    return setting(0, text, low=0, high=SEEDS - 1)
 
 
 def _recompute() -> Any:
-    return _setting(False, "compute activations twice instead of keeping them: less memory, more time")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A set of numbers, each with help and limits; types and limits are checked when one is made.
-
-    Raises:
-        SpliceError: A value of the wrong type, or out of its limits.
-    """
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for item in fields(self):
-            _check(item.name, getattr(self, item.name), hints[item.name], item.metadata)
-
-
-def _check(name: str, value: object, hint: Any, metadata: Mapping[str, Any]) -> None:
-    allowed = get_args(hint) or (hint,)
-    if value is None and type(None) in allowed:
-        return
-    if isinstance(value, bool) or bool in allowed:
-        if not (isinstance(value, bool) and bool in allowed):
-            raise SpliceError(f"{name} must be {_kind(allowed)}, not {value!r}")
-        return
-    if not isinstance(value, int | float) or (float not in allowed and not isinstance(value, int)):
-        raise SpliceError(f"{name} must be {_kind(allowed)}, not {value!r}")
-    low, high = metadata["low"], metadata["high"]
-    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        raise SpliceError(f"{name} must be {limits}, not {value}")
-    choices = metadata["choices"]
-    if choices and value not in choices:
-        raise SpliceError(f"{name} must be one of {', '.join(map(str, choices))}, not {value}")
-
-
-def _kind(allowed: tuple[Any, ...]) -> str:
-    return "true or false" if bool in allowed else "a number" if float in allowed else "a whole number"
+    return setting(False, "compute activations twice instead of keeping them: less memory, more time")
 
 
 @dataclass(frozen=True)
 class InstantSettings(Recipe):
     """Numbers of the instant transfer, which also makes the matched image that training is drawn to."""
 
-    match_passes: int = _setting(
+    match_passes: int = setting(
         1, "times the pair is matched: from the second pass on, the painted picture is matched too", low=1, high=8
     )
-    texture: float = _setting(
+    texture: float = setting(
         1.0, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
     )
-    feather: float = _setting(
+    feather: float = setting(
         FEATHER,
         "pixels of the full-size picture over which the change fades out beyond the structure mask",
         low=0,
         step=1.0,
     )
-    density: int = _setting(
+    density: int = setting(
         2,
         "descriptors per patch and axis in matching: 2 finds smaller parts, 1 takes half the time",
         low=1,
@@ -109,10 +57,10 @@ class InstantSettings(Recipe):
 class RefinementSettings(InstantSettings):
     """A recipe of refinement, which begins at the instant transfer."""
 
-    steps: int = _setting(60, "steps of refinement", low=0)
-    size: int = _setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
+    steps: int = setting(60, "steps of refinement", low=0)
+    size: int = setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()
-    learning_rate: float = _setting(
+    learning_rate: float = setting(
         4e-3, "learning rate of RMSprop in the first step; it falls to 0", low=0, high=1, step=0.0001
     )
     recompute: bool = _recompute()
@@ -122,8 +70,8 @@ class RefinementSettings(InstantSettings):
 class Settings(InstantSettings):
     """A recipe of training. The defaults are the paper's (section 4 and supplement)."""
 
-    steps: int = _setting(2000, "training steps", low=1)
-    size: int | None = _setting(
+    steps: int = setting(2000, "training steps", low=1)
+    size: int | None = setting(
         512,
         "short side in pixels at which the pair is trained on; time and memory grow with its square, the result is "
         "rendered at full size",
@@ -131,67 +79,65 @@ class Settings(InstantSettings):
         step=8,
     )
     seed: int = _seed()
-    refine_steps: int = _setting(
+    refine_steps: int = setting(
         0, "steps of refinement before the generator's, which sharpen the matched image by the ViT's tokens", low=0
     )
-    warm_steps: int = _setting(
+    warm_steps: int = setting(
         0,
         "steps of a warm start, in which the generator learns the matched image without the ViT; 0: starts from noise",
         low=0,
     )
-    warm_learning_rate: float = _setting(1e-2, "highest learning rate of the warm start, in one cycle", low=0)
-    warm_coarse: float = _setting(0.0, "share of the warm start, its beginning, at half the size", low=0, high=1)
-    learning_rate: float = _setting(2e-3, "learning rate of Adam", low=0, high=1, step=0.0001)
-    learning_rate_end: float = _setting(
+    warm_learning_rate: float = setting(1e-2, "highest learning rate of the warm start, in one cycle", low=0)
+    warm_coarse: float = setting(0.0, "share of the warm start, its beginning, at half the size", low=0, high=1)
+    learning_rate: float = setting(2e-3, "learning rate of Adam", low=0, high=1, step=0.0001)
+    learning_rate_end: float = setting(
         1.0, "share of that rate left in the last step; it falls linearly", low=0, high=1
     )
-    beta1: float = _setting(0.0, "Adam's decay of the gradient's mean", low=0, high=0.9999)
-    beta2: float = _setting(0.99, "Adam's decay of the gradient's square", low=0, high=0.9999)
-    appearance_weight: float = _setting(10.0, "weight of the appearance term ([CLS] of the output against B's)", low=0)
-    structure_weight: float = _setting(
+    beta1: float = setting(0.0, "Adam's decay of the gradient's mean", low=0, high=0.9999)
+    beta2: float = setting(0.99, "Adam's decay of the gradient's square", low=0, high=0.9999)
+    appearance_weight: float = setting(10.0, "weight of the appearance term ([CLS] of the output against B's)", low=0)
+    structure_weight: float = setting(
         1.0, "weight of the structure term (self-similarity of the output against A's)", low=0
     )
-    identity_weight: float = _setting(1.0, "weight of the identity term (keys of the generator's B against B's)", low=0)
-    colour_weight: float = _setting(
-        0.0, "weight of the colour term (low-pass colours against the matched image)", low=0
-    )
-    colour_end: float = _setting(1.0, "share of the colour weight left in the last step", low=0, high=1)
-    contrast_weight: float = _setting(
+    identity_weight: float = setting(1.0, "weight of the identity term (keys of the generator's B against B's)", low=0)
+    colour_weight: float = setting(0.0, "weight of the colour term (low-pass colours against the matched image)", low=0)
+    colour_end: float = setting(1.0, "share of the colour weight left in the last step", low=0, high=1)
+    contrast_weight: float = setting(
         0.0, "weight of the contrast term (local deviations against the matched image)", low=0
     )
-    matched_l1_weight: float = _setting(
+    matched_l1_weight: float = setting(
         0.0, "weight of the matched L1 term (every pixel against the matched image)", low=0
     )
-    reconstruction_weight: float = _setting(
+    reconstruction_weight: float = setting(
         0.0, "weight of the reconstruction term (the generator's B against B)", low=0
     )
-    residual: float = _setting(
+    residual: float = setting(
         0.0,
         "share of what the generator lacks of the matched image after the warm start, added to its output",
         low=0,
         high=1,
     )
-    layer: int = _setting(-1, "block of the ViT that the terms read, -1 the last")
-    crop: float = _setting(0.95, "smallest square crop, as a share of the picture's height", low=0.1, high=1)
-    whole: float = _setting(0.0, "probability that a sample of A is the whole picture, not a crop", low=0, high=1)
-    flip: float = _setting(0.5, "probability of mirroring a crop", low=0, high=1)
-    jitter: float = _setting(0.5, "probability of jittering the colours of a crop of A", low=0, high=1)
-    blur: float = _setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
-    whole_every: int = _setting(75, "every so many steps the terms compare the whole of A too; 0: never", low=0)
-    cached_crops: int = _setting(
+    layer: int = setting(-1, "block of the ViT that the terms read, -1 the last")
+    crop: float = setting(0.95, "smallest square crop, as a share of the picture's height", low=0.1, high=1)
+    whole: float = setting(0.0, "probability that a sample of A is the whole picture, not a crop", low=0, high=1)
+    flip: float = setting(0.5, "probability of mirroring a crop", low=0, high=1)
+    jitter: float = setting(0.5, "probability of jittering the colours of a crop of A", low=0, high=1)
+    blur: float = setting(0.5, "probability of blurring a crop of A (3x3 pixels)", low=0, high=1)
+    whole_every: int = setting(75, "every so many steps the terms compare the whole of A too; 0: never", low=0)
+    cached_crops: int = setting(
         0,
         "crops of each picture that are drawn once and reused, with their ViT features; 0: new ones in every step",
         low=0,
     )
-    identity_every: int = _setting(
+    identity_every: int = setting(
         1, "every so many steps the generator's B takes part (identity and reconstruction terms)", low=1
     )
-    vit_size: int = _setting(VIT_SIZE, "short side in pixels of what the ViT gets", low=32, high=2048)
-    vit_longest: int = _setting(VIT_LONGEST, "most pixels of the long side of what the ViT gets", low=32)
-    ema: float = _setting(
+    vit_size: int = setting(VIT_SIZE, "short side in pixels of what the ViT gets", low=32, high=2048)
+    vit_longest: int = setting(VIT_LONGEST, "most pixels of the long side of what the ViT gets", low=32)
+    ema: float = setting(
         0.0, "decay of a moving average of the generator, which then makes the picture; 0: off", low=0, high=0.9999
     )
-    compile: bool = _setting(False, "compile the generator (GPU; slower on CPUs)")
+    compile: bool = setting(False, "compile the generator (GPU; slower on CPUs)")
     recompute: bool = _recompute()
 
     @property
@@ -209,7 +155,7 @@ class Settings(InstantSettings):
 class ClipSettings(Recipe):
     """What the transfer of a clip needs beside a recipe."""
 
-    key_frames: int = _setting(
+    key_frames: int = setting(
         4,
         "most frames that are trained on, each of which adds a warm start; fewer are taken where DINO finds nothing "
         "new in more",
@@ -222,15 +168,15 @@ class ClipSettings(Recipe):
 class InversionSettings(Recipe):
     """A recipe of feature inversion. The defaults are the paper's (supplement)."""
 
-    steps: int = _setting(20_000, "training steps", low=1)
-    size: int = _setting(
+    steps: int = setting(20_000, "training steps", low=1)
+    size: int = setting(
         VIT_SIZE, "short side in pixels of the picture that is made, which is what the ViT gets", low=72, step=8
     )
     seed: int = _seed()
-    learning_rate: float = _setting(0.01, "learning rate of Adam", low=0)
-    beta2: float = _setting(0.999, "Adam's decay of the gradient's square", low=0, high=0.9999)
-    noise_first: float = _setting(
+    learning_rate: float = setting(0.01, "learning rate of Adam", low=0)
+    beta2: float = setting(0.999, "Adam's decay of the gradient's square", low=0, high=0.9999)
+    noise_first: float = setting(
         10.0, "for [CLS]: deviation of what is added to the fixed noise in the first third of the steps", low=0
     )
-    noise_second: float = _setting(2.0, "the same in the second third", low=0)
-    noise_third: float = _setting(0.5, "the same in the last third", low=0)
+    noise_second: float = setting(2.0, "the same in the second third", low=0)
+    noise_third: float = setting(0.5, "the same in the last third", low=0)

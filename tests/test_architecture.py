@@ -18,6 +18,7 @@ GROUND_FLOOR = (
     "images",
     "masks",
     "presets",
+    "recipe",
     "resampling",
     "settings",
 )

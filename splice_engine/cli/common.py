@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..images import check_picture, load_picture
-from ..settings import Recipe
+from ..recipe import Recipe
 from ..training.run import Run, Step
 from ..vit.backbone import Backbone
 from ..vit.catalogue import DEFAULT_BACKBONE
