@@ -16,11 +16,12 @@ from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
 from .matching.instant import InstantTransfer
 from .presets import INVERSION_PRESETS, PRESETS, inversion_preset, preset
-from .settings import InstantSettings, InversionSettings, RefinementSettings, Settings
+from .settings import GuidanceSettings, InstantSettings, InversionSettings, RefinementSettings, Settings
 from .training.ablation import ablation
 from .training.checkpoint import Checkpoint
 from .training.clip import ClipTransfer
 from .training.generator import Generator
+from .training.guidance import Decoder, Guidance, Guide
 from .training.inversion import Inversion
 from .training.key_frames import choose_key_frames
 from .training.losses import (
@@ -60,9 +61,13 @@ __all__ = [
     "Components",
     "Contrast",
     "Correspondence",
+    "Decoder",
     "Features",
     "Flicker",
     "Generator",
+    "Guidance",
+    "GuidanceSettings",
+    "Guide",
     "Identity",
     "InstantSettings",
     "InstantTransfer",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import SpliceError
 from .masks import FEATHER
 from .recipe import Recipe, setting
 
@@ -180,3 +181,70 @@ class InversionSettings(Recipe):
     )
     noise_second: float = setting(2.0, "the same in the second third", low=0)
     noise_third: float = setting(0.5, "the same in the last third", low=0)
+
+
+GUIDANCE_GROUPS = ("structure", "appearance")
+"""Groups of terms, by the picture that they compare with; each has a strength and a window."""
+
+
+@dataclass(frozen=True)
+class GuidanceSettings(Recipe):
+    """How an objective guides a sampler: structure from the start, where it forms, and appearance later.
+
+    Raises:
+        SpliceError: A value out of its limits, or a window that ends before it starts.
+    """
+
+    structure_strength: float = setting(
+        0.2,
+        "how far a guided step moves what the sampler predicts towards the structure, as a share of the latent's own "
+        "spread; 0: not at all",
+        low=0,
+        high=10,
+        step=0.01,
+    )
+    structure_start: float = setting(
+        0.0, "where in the sampling the structure begins to guide: 0 is noise, 1 the end", low=0, high=1, step=0.01
+    )
+    structure_end: float = setting(1.0, "where in the sampling the structure ceases to guide", low=0, high=1, step=0.01)
+    appearance_strength: float = setting(
+        0.2,
+        "how far a guided step moves what the sampler predicts towards the appearance, likewise; 0: not at all",
+        low=0,
+        high=10,
+        step=0.01,
+    )
+    appearance_start: float = setting(
+        0.3, "where in the sampling the appearance begins to guide", low=0, high=1, step=0.01
+    )
+    appearance_end: float = setting(
+        1.0, "where in the sampling the appearance ceases to guide", low=0, high=1, step=0.01
+    )
+    every: int = setting(1, "every so many steps of the sampler are guided; the others cost nothing", low=1, high=100)
+    inner_steps: int = setting(
+        4, "gradients that a guided step is made of; together they move as far as one", low=1, high=100
+    )
+    decode_size: int = setting(
+        256,
+        "short side in pixels at which the decoder works: a larger latent is shrunk before; time and memory grow with "
+        "its square",
+        low=32,
+        high=2048,
+        step=8,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for group in GUIDANCE_GROUPS:
+            start, end = self.window(group)
+            if start >= end:
+                raise SpliceError(f"{group}_start must be below {group}_end, which is {end:g}, not {start:g}")
+
+    def strength(self, group: str) -> float:
+        """That of one of `GUIDANCE_GROUPS`."""
+        strength: float = getattr(self, f"{group}_strength")
+        return strength
+
+    def window(self, group: str) -> tuple[float, float]:
+        """Start and end of one of `GUIDANCE_GROUPS`, as shares of the sampling."""
+        return getattr(self, f"{group}_start"), getattr(self, f"{group}_end")
