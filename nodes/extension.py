@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import analysis, backbone, features, generator, measure, objective, transfer
+from . import analysis, backbone, features, generator, measure, objective, sampling, transfer
 from .finish import register_routes
 from .folders import place_example_pictures, register_folders
 from .schema import check_limits
@@ -31,6 +31,7 @@ class SpliceExtension(ComfyExtension):
             generator.ApplyGenerator,
             generator.SaveGenerator,
             generator.LoadGenerator,
+            sampling.SamplerGuidance,
             measure.Measure,
             analysis.PCA,
             analysis.SimilarityMap,

@@ -134,6 +134,29 @@ def load_to_device(patchers: Sequence[ModelPatcher], memory: float = 0) -> list[
     return [patcher.model.backbone for patcher in patchers]
 
 
+def load_beside_sampling(patchers: Sequence[ModelPatcher], memory: float) -> None:
+    """Brings models to the device while ComfyUI samples, with so many bytes free beside them; those in use stay.
+
+    Call it inside `engine_context`. Weights that ComfyUI has moved in inference mode meanwhile become usable again.
+    """
+    if not all(map(_is_ready, patchers)):
+        in_use = [model for model in mm.loaded_models(only_currently_used=True) if model is not None]
+        with torch.no_grad():
+            mm.load_models_gpu([*in_use, *dict.fromkeys(patchers)], memory_required=memory)
+            for patcher in patchers:
+                patcher.model.to(patcher.load_device)
+                if not _is_ready(patcher):
+                    patcher.model._apply(torch.clone)
+
+
+def _is_ready(patcher: ModelPatcher) -> bool:
+    """Whether a model is on its device with weights through which gradients flow."""
+    return all(
+        weight.device.type == patcher.load_device.type and not weight.is_inference()
+        for weight in (*patcher.model.parameters(), *patcher.model.buffers())
+    )
+
+
 @contextmanager
 def on_device(generator: Generator, memory: float) -> Iterator[torch.device]:
     """Has a generator on the device, with so many bytes free beside it; use it inside `engine_context`."""
@@ -158,12 +181,8 @@ def step_bytes(structure: Tensor, patchers: Sequence[ModelPatcher], settings: Se
     height, width = sides(structure)
     share = min(1.0, (settings.size or height) / min(height, width))
     total = (GENERATOR_BYTES + CROP_BYTES * settings.cached_crops) * height * width * share**2
-    for backbone in (patcher.model.backbone for patcher in patchers):
-        pixels = settings.vit_size * min(
-            settings.vit_longest, settings.vit_size * max(height, width) / min(height, width)
-        )
-        depth = 1 if settings.recompute else backbone.depth
-        total += VIT_BYTES * pixels / backbone.patch**2 * backbone.width * depth
+    for patcher in patchers:
+        total += vit_bytes(patcher, structure, settings.vit_size, settings.vit_longest, settings.recompute)
     total *= 2
     if settings.refine_steps:
         refinement = RefinementSettings(recompute=settings.recompute)
@@ -179,6 +198,13 @@ def refinement_bytes(structure: Tensor, backbone: Backbone, settings: Refinement
         height, width = working_size(structure, backbone, max(1, size // backbone.patch))
         tokens += height * width / backbone.patch**2 * (1 if settings.recompute else blocks)
     return VIT_BYTES * tokens * backbone.width
+
+
+def vit_bytes(patcher: ModelPatcher, picture: Tensor, size: int, longest: int, recompute: bool = False) -> float:
+    """About what a pass through a ViT keeps for its gradient, of a picture `[..., H, W]` at a short side of `size`."""
+    backbone = patcher.model.backbone
+    pixels = size * min(longest, size * max(sides(picture)) / min(sides(picture)))
+    return VIT_BYTES * pixels / backbone.patch**2 * backbone.width * (1 if recompute else backbone.depth)
 
 
 def lighten(settings: AnySettings, short_side: int) -> AnySettings:

@@ -19,6 +19,7 @@ from ..splice_engine.settings import VIT_SIZE
 from ..splice_engine.training.terms import FeatureTerm
 from ..splice_engine.vit.devices import DTYPES
 from . import folders, sockets
+from .decoders import DECODERS
 
 LARGEST = 100_000
 """Limit of numbers that have none of their own, which ComfyUI asks for."""
@@ -170,6 +171,17 @@ def precision_widget() -> io.Input:
         options=["auto", *DTYPES],
         default="auto",
         tooltip="Of the ViT's matrix products; auto is bf16 where the device is made for it.",
+    )
+
+
+def decoder_widget() -> io.Input:
+    return io.Combo.Input(
+        "decoder",
+        options=list(DECODERS),
+        default=DECODERS[0],
+        tooltip="What makes a picture of the latent for the ViT. Latent colours are small and cost nothing; a TAESD "
+        "(its file in models/vae_approx) and the VAE see more and cost more. auto: the VAE if connected, else the "
+        "TAESD if there, else colours.",
     )
 
 

@@ -160,6 +160,7 @@ class Comfy:
             (base / "custom_nodes" / copy).symlink_to(ROOT)
         for name, code in (("__init__.py", NODES), ("prestartup_script.py", PRESTARTUP)):
             (base / "custom_nodes" / "test_nodes" / name).write_text(code)
+        (base / "custom_nodes" / "test_diffusion.py").symlink_to(ROOT / "tests" / "nodes" / "diffusion.py")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
