@@ -5,6 +5,7 @@ Stable Diffusion. `train_diffusion.py` has trained it on photographs. Its TAESD 
 colours smoothly, so that latent colours, TAESD and VAE show one picture.
 """
 
+import copy
 import json
 import os
 import sys
@@ -24,6 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 WEIGHTS = Path(os.path.realpath(__file__)).with_name("diffusion.safetensors")
+
+STEP = 0.005
+"""Of the finite differences: what the backbone extracts is float32, so that much smaller ones drown."""
 
 
 def make_taesd():
@@ -134,7 +138,7 @@ class TestPrediction:
 
 
 class TestGradient:
-    """The slope of a guided objective along its gradient, by that gradient and by finite differences."""
+    """The slope of a guided objective along its gradient, by that gradient and by finite differences, in float64."""
 
     CATEGORY = FUNCTION = "compare"
     RETURN_TYPES = ("STRING",)
@@ -148,18 +152,18 @@ class TestGradient:
         engine, decoders = find_module("splice_engine"), find_module("nodes.decoders")
         slopes = {}
         with torch.inference_mode(False):
-            picture = image.movedim(-1, 1).clone()
+            picture = image.movedim(-1, 1).clone().double()
             build, *_ = decoders.list_decoders(decoder, model.model.latent_format, vae)
-            through = build().model
-            vit = backbone.model.backbone
+            through = build().model.double()
+            vit = copy.deepcopy(backbone.model.backbone).double()
             objective = engine.Objective([engine.Structure(), engine.Appearance()], vit, size=56)
             guidance = engine.Guidance(objective, engine.Guide(picture, picture))
-            x0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+            x0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             through = engine.Decoder(through, through.scale)
             for group, gradient in guidance.gradients(x0, through).items():
-                step = 0.02 * gradient / gradient.norm()
-                up, down = (guidance.losses(x0 + sign * step, through)[group].double() for sign in (1, -1))
-                slopes[group] = [gradient.norm().item(), ((up - down) / 0.04).item()]
+                step = STEP * gradient / gradient.norm()
+                up, down = (guidance.losses(x0 + sign * step, through)[group] for sign in (1, -1))
+                slopes[group] = [gradient.norm().item(), ((up - down) / (2 * STEP)).item()]
         return (json.dumps(slopes),)
 
 
