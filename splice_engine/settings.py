@@ -208,7 +208,7 @@ class GuidanceSettings(Recipe):
     )
     structure_end: float = setting(1.0, "where in the sampling the structure ceases to guide", low=0, high=1, step=0.01)
     appearance_strength: float = setting(
-        0.2,
+        0.4,
         "how far a guided step moves what the sampler predicts towards the appearance, likewise; 0: not at all",
         low=0,
         high=10,
