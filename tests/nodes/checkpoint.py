@@ -44,6 +44,6 @@ for prefix, part in parts.items():
         if value.dim() > 1:  # ComfyUI's layers come with whatever was in memory
             value = torch.randn(value.shape).mul_(value[0].numel() ** -0.5)
         else:
-            value = torch.ones(value.shape) if name.endswith("weight") else torch.zeros(value.shape)
+            value = torch.ones(value.shape) if name.endswith(("weight", "scale")) else torch.zeros(value.shape)
         weights[prefix + name] = value.half().contiguous()
 save_file(weights, path)
