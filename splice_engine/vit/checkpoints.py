@@ -5,8 +5,9 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,21 @@ def _plain_classes() -> AbstractContextManager[Any]:
 
     Those are its options, an `argparse.Namespace` with paths, and numpy's numbers. None of these classes runs anything.
     """
-    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4 and earlier
-        return nullcontext()
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_]
     names = [f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]
     allowed: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(number)) for number in numbers)]
-    allowed += ((pathlib.PurePosixPath, name) for name in names)  # the real ones exist on their own system only
-    allowed += ((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))
+    allowed += (_alias(pathlib.PurePosixPath, name) for name in names)  # the real ones exist on their own system only
+    allowed += (_alias(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))
     return torch.serialization.safe_globals(allowed)
+
+
+def _alias(target: Callable[..., Any], name: str) -> Any:
+    """What is called in place of what a checkpoint names so; torch 2.5 goes by these attributes alone."""
+    alias: Any = partial(target)
+    alias.__module__, alias.__name__ = name.rsplit(".", 1)
+    alias.__qualname__ = alias.__name__  # what later ones go by
+    return alias
 
 
 def _flatten(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
