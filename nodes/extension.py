@@ -2,16 +2,16 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import analysis, backbone, features, generator, measure, objective, sampling, transfer
+from . import analysis, backbone, clip, features, generator, measure, objective, sampling, transfer
 from .finish import register_routes
-from .folders import place_example_pictures, register_folders
+from .folders import place_examples, register_folders
 from .schema import check_limits
 
 
 class SpliceExtension(ComfyExtension):
     def __init__(self) -> None:  # ComfyUI 0.8 does not call `on_load` yet
         register_folders()
-        place_example_pictures()
+        place_examples()
         register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -19,6 +19,7 @@ class SpliceExtension(ComfyExtension):
             transfer.AppearanceTransfer,
             transfer.InstantTransfer,
             transfer.RefinedTransfer,
+            clip.Clip,
             backbone.LoadBackbone,
             features.ExtractFeatures,
             features.SelfSimilarity,
@@ -33,6 +34,7 @@ class SpliceExtension(ComfyExtension):
             generator.LoadGenerator,
             sampling.SamplerGuidance,
             measure.Measure,
+            clip.Flicker,
             analysis.PCA,
             analysis.SimilarityMap,
             analysis.AttentionMap,

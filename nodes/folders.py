@@ -17,8 +17,9 @@ BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
-"""Pictures of the workflows: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain, and
-scikit-image's cat (CC0 by Stéfan van der Walt). In those with a mask it is transparent, as MaskEditor saves it."""
+"""What the workflows open with: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain, a
+clip that moves over the first, with its masks, and scikit-image's cat (CC0 by Stéfan van der Walt). In pictures with a
+mask it is transparent, as MaskEditor saves it."""
 
 
 def register_folders() -> None:
@@ -29,13 +30,13 @@ def register_folders() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, set(known) | suffixes)
 
 
-def place_example_pictures() -> None:
-    """Puts the pictures of the workflows among ComfyUI's input pictures, so that a workflow runs as it is opened."""
+def place_examples() -> None:
+    """Puts what the workflows open with into ComfyUI's input folder, so that a workflow runs as it is opened."""
     folder = Path(folder_paths.get_input_directory())
-    for picture in EXAMPLES.iterdir():
+    for file in EXAMPLES.iterdir():
         with suppress(OSError):  # a folder that cannot be written costs no more than the examples
-            if not (folder / picture.name).exists():
-                shutil.copyfile(picture, folder / picture.name)
+            if not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
 
 
 def backbone_names() -> list[str]:

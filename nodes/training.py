@@ -78,6 +78,7 @@ def train(
     terms: Sequence[Term] = (),
     start: Generator | None = None,
     best_of: int = 1,
+    make_run: Callable[..., Transfer] = Transfer,
 ) -> tuple[Transfer, list[dict[str, float]]]:
     """A whole run, in lighter ways where memory does not suffice; call it inside `engine_context`.
 
@@ -89,6 +90,7 @@ def train(
         terms: Of an objective that replaces the recipe's own feature terms. Its terms between pixels stay.
         start: The generator from a copy of which training starts.
         best_of: Seeds that begin, of which the best goes on.
+        make_run: Makes the run, with the arguments of `Transfer`.
 
     Returns:
         The run, and the losses of its steps: fewer than planned where it was finished early.
@@ -105,7 +107,7 @@ def train(
         )
         try:
             begin = partial(
-                Transfer, pair.structure, pair.appearance, backbone, objective=objective, generator=start, **pair.masks
+                make_run, pair.structure, pair.appearance, backbone, objective=objective, generator=start, **pair.masks
             )
             if best_of > 1:
                 return train_best(BestOf(begin, settings, best_of), progress)
