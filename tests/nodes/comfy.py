@@ -249,10 +249,17 @@ class Comfy:
         self.run(graph)
 
     def pictures(self, outcome: Outcome, node: str) -> list[np.ndarray]:
-        """What a SaveImage node wrote, each `[H, W, 3]` of 8 bits."""
-        return [
-            np.asarray(Image.open(self.base / "output" / one["filename"])) for one in outcome.outputs[node]["images"]
-        ]
+        """What a SaveImage or SaveVideo node wrote, each picture or frame `[H, W, 3]` of 8 bits."""
+        import av
+
+        pictures = []
+        for path in (self.base / "output" / one["filename"] for one in outcome.outputs[node]["images"]):
+            if path.suffix == ".mp4":
+                with av.open(str(path)) as container:
+                    pictures += [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            else:
+                pictures.append(np.asarray(Image.open(path)))
+        return pictures
 
     async def _run(
         self, graph: dict, on_progress: Callable[[int], None] | None, on_text: Callable[[str], None] | None

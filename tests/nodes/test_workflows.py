@@ -37,7 +37,7 @@ def prompt(workflow, info):
                 options = rest[0] if rest else {}
                 if isinstance(kind, list) or kind in SOCKETS_WITH_WIDGET:
                     inputs[name] = SMALL.get(name, next(values))
-                    if options.get("control_after_generate") or options.get("image_upload"):
+                    if any(map(options.get, ("control_after_generate", "image_upload", "video_upload"))):
                         next(values)
         if node["type"] == "LoadImage":
             inputs["image"] = ("structure.png", "appearance.png")[pictures % 2]
@@ -66,7 +66,7 @@ def test_a_workflow_runs_to_its_end(path, host, checkpoint):
     graph = prompt(json.loads(path.read_text(encoding="utf-8")), host.get("/object_info"))
     outcome = host.run(graph)
     assert outcome.status == "success", outcome.message
-    saved = [name for name, node in graph.items() if node["class_type"] == "SaveImage"]
+    saved = [name for name, node in graph.items() if node["class_type"] in ("SaveImage", "SaveVideo")]
     assert saved
     for name in saved:
         for picture in host.pictures(outcome, name):

@@ -40,10 +40,15 @@ def grown(name, input, prefix, min, max):
         yield f"{name}.{prefix}{index}", type_, options, "required" if index < min else "optional"
 
 
+def uploads(options):
+    """Whether a widget has the frontend's button for files, which is a further widget."""
+    return options.get("image_upload") or options.get("video_upload")
+
+
 def check_widget(value, type_, options, where):
     if type_ == "COMBO":
         # Which pictures and checkpoints there are is the user's affair.
-        assert value in options["options"] or options.get("image_upload") or str(value).endswith(".safetensors"), where
+        assert value in options["options"] or uploads(options) or str(value).endswith(".safetensors"), where
     elif type_ in ("INT", "FLOAT"):
         assert options.get("min", value) <= value <= options.get("max", value), where
     else:
@@ -85,7 +90,7 @@ def test_widgets_hold_what_the_nodes_take(workflow):
             check_widget(next(values), type_, options, f"{node['type']}.{name}")
             if options.get("control_after_generate"):
                 assert next(values) == "fixed"
-            if options.get("image_upload"):
+            if uploads(options):
                 assert next(values) == "image"
         assert list(values) == []
 
