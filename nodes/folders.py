@@ -17,9 +17,9 @@ BACKBONES, GENERATORS = "dino", "splice_generators"
 """Folders in ComfyUI's `models`."""
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
-"""What the workflows open with: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain, a
-clip that moves over the first, with its masks, and scikit-image's cat (CC0 by Stéfan van der Walt). In pictures with a
-mask it is transparent, as MaskEditor saves it."""
+"""What the workflows open with: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain;
+a clip that moves over the first, with its masks; scikit-image's cat (CC0 by Stéfan van der Walt). In pictures with a mask
+it is transparent, as MaskEditor saves it."""
 
 
 def register_folders() -> None:

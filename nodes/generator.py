@@ -6,9 +6,8 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
-from ..splice_engine import Generator, SpliceError
+from ..splice_engine import Generator, SpliceError, apply_generator
 from ..splice_engine.files import check_place
-from ..splice_engine.training.rendering import render_anywhere
 from . import folders, sockets
 from .convert import check_image, from_image, image_dtype, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
@@ -41,11 +40,10 @@ class ApplyGenerator(io.ComfyNode):
             check_image(image, "picture")
             # A clip may fill much of the memory: there is one copy of it, and it is the result.
             result = torch.empty(*image.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())
-            size, pixels = generator.metadata.get("size"), image[0, :, :, 0].numel()
-            with on_device(generator, RENDER_BYTES * pixels) as device:
+            with on_device(generator, RENDER_BYTES * image[0, :, :, 0].numel()) as device:
                 for frame, into in with_progress(list(zip(image.split(1), result.split(1), strict=True))):
                     (picture,) = from_image(frame, "picture")
-                    into.copy_(to_image([render_anywhere(generator, picture.to(device), size=size)]))
+                    into.copy_(to_image([apply_generator(generator, picture.to(device))]))
             return io.NodeOutput(result)
 
 

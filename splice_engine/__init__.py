@@ -37,6 +37,7 @@ from .training.losses import (
 from .training.objective import Objective, Pictures
 from .training.refinement import Refinement
 from .training.rendering import render
+from .training.result import apply_generator
 from .training.run import Step
 from .training.terms import Term
 from .training.transfer import Transfer
@@ -91,6 +92,7 @@ __all__ = [
     "TokenDistance",
     "Transfer",
     "ablation",
+    "apply_generator",
     "attention_map",
     "blend",
     "choose_key_frames",

@@ -29,8 +29,7 @@ from ..matching.instant import InstantTransfer
 from ..presets import DEFAULT_PRESET, PRESETS, preset
 from ..settings import VIT_SIZE, InstantSettings, Settings
 from ..training.generator import Generator
-from ..training.rendering import render_anywhere
-from ..training.result import render_result
+from ..training.result import apply_generator, render_result
 from ..training.transfer import Transfer
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import is_out_of_memory, pick_device
@@ -137,8 +136,7 @@ def run_apply(options: argparse.Namespace) -> int:
     check_format(options.output, sides(picture))
     device = pick_device(options.device)
     generator = Generator.load(options.generator, device)
-    result = render_anywhere(generator, picture.to(device), size=generator.metadata.get("size"))
-    save_picture(result, options.output, overwrite=options.overwrite)
+    save_picture(apply_generator(generator, picture.to(device)), options.output, overwrite=options.overwrite)
     print(options.output)
     return 0
 

@@ -1,6 +1,8 @@
 """The generator: a small U-Net as in Deep Image Prior (Ulyanov et al., 2018), trained on one pair of pictures."""
 
+import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,39 @@ SLOPE = 0.2
 
 FORMAT = "splice-generator-1"
 """Marks a file as a saved generator."""
+
+FINISHED = "finished"
+"""Name of the finished picture in such a file."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The finished picture of the pair that a generator was trained on.
+
+    What a run lays over its generator's output belongs to that one picture and cannot be made without the pair.
+
+    Attributes:
+        structure: Digest of the structure picture, see `digest`.
+        picture: `[1, 3, H, W]`, uint8.
+    """
+
+    structure: str
+    picture: Tensor
+
+    @classmethod
+    def of(cls, structure: Tensor, result: Tensor) -> "Finished":
+        """Of a structure picture and its result, each `[1, 3, H, W]` in 0..1."""
+        return cls(digest(structure), _to_bytes(result))
+
+
+def digest(picture: Tensor) -> str:
+    """The SHA-256 of a picture `[1, 3, H, W]` in 0..1, in 8 bits."""
+    values = _to_bytes(picture).contiguous().numpy()
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def _to_bytes(picture: Tensor) -> Tensor:
+    return picture.detach().cpu().float().clamp(0, 1).mul(255).round().byte()
 
 
 class InstanceNorm(nn.Module):
@@ -82,12 +117,14 @@ class Generator(nn.Module):
 
     Attributes:
         metadata: Plain values that `save` writes to the file and `load` reads back.
+        finished: The finished picture of its pair, likewise; None where the generator's output is all of it.
     """
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS, seed: int = 0, inputs: int = 3) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.metadata: dict[str, Any] = {}
+        self.finished: Finished | None = None
         # Layers draw weights from the global random state; it is restored, and the weights are replaced below.
         with torch.random.fork_rng(devices=[]):
             above = (inputs, *self.channels[:-1])
@@ -104,7 +141,7 @@ class Generator(nn.Module):
         return torch.sigmoid(self.output(x))
 
     def save(self, path: str | Path, **metadata: Any) -> None:
-        """Writes the weights as safetensors, whole or not at all.
+        """Writes the weights and the finished picture as safetensors, whole or not at all.
 
         Args:
             path: Ends in `.safetensors`.
@@ -119,6 +156,8 @@ class Generator(nn.Module):
             "metadata": json.dumps({**self.metadata, **metadata}),
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        if self.finished is not None:
+            header["structure"], tensors[FINISHED] = self.finished.structure, self.finished.picture.contiguous()
         try:
             with atomic_path(Path(path)) as temporary:
                 save_file(tensors, temporary, header)
@@ -140,7 +179,10 @@ class Generator(nn.Module):
                 if header.get("format") != FORMAT:
                     raise SpliceError(f"{path} is not a saved generator: choose a file that a transfer has saved")
                 generator = cls(tuple(json.loads(header["channels"])))
-                generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if FINISHED in tensors:
+                    generator.finished = Finished(header["structure"], tensors.pop(FINISHED))
+                generator.load_state_dict(tensors)
                 generator.metadata = json.loads(header["metadata"])
         except SpliceError:
             raise

@@ -1,4 +1,4 @@
-"""The picture of a run that has ended, with as much memory as there is."""
+"""The picture of a run that has ended, with as much memory as there is, and what its generator makes of pictures."""
 
 import logging
 
@@ -7,7 +7,9 @@ from torch import Tensor
 from ..images import resize, sides
 from ..masks import composite
 from ..vit.devices import is_out_of_memory
+from .generator import Finished, Generator, digest
 from .refinement import Refinement
+from .rendering import render_anywhere
 from .transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -16,10 +18,28 @@ SHARES = (1, 2, 3, 4)
 """What the short side is divided by, one after the other, until there is memory enough."""
 
 
+def apply_generator(generator: Generator, picture: Tensor) -> Tensor:
+    """A picture in the appearance that a generator was trained for.
+
+    Args:
+        generator: On the picture's device.
+        picture: `[1, 3, H, W]` in 0..1.
+
+    Returns:
+        `[1, 3, H, W]` in 0..1: the finished picture for the structure picture that the generator was trained on, where
+        it has one, its output for any other.
+    """
+    finished = generator.finished
+    if finished is not None and finished.structure == digest(picture):
+        return finished.picture.to(picture) / 255
+    return render_anywhere(generator, picture, size=generator.metadata.get("size"))
+
+
 def render_result(run: Transfer | Refinement) -> Tensor:
     """Ends a run and renders its picture at full size; where memory does not suffice, on the CPU, then smaller.
 
-    A smaller picture is enlarged; past the mask and its feather it is the structure picture all the same.
+    A smaller picture is enlarged; past the mask and its feather it is the structure picture all the same. Where more
+    than the generator makes the picture, the generator keeps it, see `apply_generator`.
 
     Args:
         run: No further step of it can be taken.
@@ -32,6 +52,13 @@ def render_result(run: Transfer | Refinement) -> Tensor:
         RuntimeError: Not even the smallest picture had enough memory, see `is_out_of_memory`.
         MemoryError: Likewise.
     """
+    result = _render_somewhere(run)
+    if isinstance(run, Transfer) and (run.settings.residual or run.mask is not None):
+        run.generator.finished = Finished.of(run.picture, result)
+    return result
+
+
+def _render_somewhere(run: Transfer | Refinement) -> Tensor:
     attempts = [("cpu", share) for share in SHARES]
     if run.device.type != "cpu":
         attempts.insert(0, (str(run.device), 1))

@@ -88,6 +88,7 @@ class Transfer(Run):
         self.settings = settings
         self._starts_from_noise = generator is None and settings.warm_steps == 0
         start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
+        start.finished = None  # of the pair that it was trained on before
         self._trained = start.to(self.device)
         short = min(sides(self.picture))
         trained_at = short if settings.size is None else min(settings.size, short)

@@ -134,9 +134,10 @@ def test_everything_that_a_transfer_writes(transfer, splice, files):
     assert torch.equal(load_picture(applied), picture)
 
 
-def test_the_generator_that_is_saved_is_the_one_that_made_the_picture(transfer, splice, files):
-    """Also where a running average made it."""
-    transfer("--steps", 4, "--ema", 0.8, "--learning-rate", 0.02, "--save-generator", files.generator)
+@pytest.mark.parametrize("recipe", [("--ema", 0.8), ("--warm-steps", 2, "--residual", 1.0, "--refine-steps", 1)])
+def test_the_generator_that_is_saved_is_the_one_that_made_the_picture(recipe, transfer, splice, files):
+    """Also where a running average made it, and where more than the generator did."""
+    transfer("--steps", 4, *recipe, "--learning-rate", 0.02, "--save-generator", files.generator)
     applied = files.root / "out" / "applied.png"
     splice("apply", files.generator, files.structure, "-o", applied, "--device", "cpu")
     assert torch.equal(load_picture(applied), load_picture(files.result))

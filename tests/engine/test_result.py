@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from splice_engine import SpliceError, Transfer, preset
+from splice_engine import Generator, SpliceError, Transfer, apply_generator, preset, render
 from splice_engine.images import resize, sides
 from splice_engine.training.result import render_result
 
@@ -35,6 +35,23 @@ def test_it_is_that_of_the_run(masked, residual, ema, pair, vit, half_mask):
     expected = run.image()
     assert torch.equal(render_result(run), expected)
     assert torch.equal(run.image(), expected)  # pictures can still be taken
+
+
+@pytest.mark.parametrize(
+    ("masked", "residual", "refine_steps"), [(False, 0.0, 0), (True, 0.0, 0), (False, 1.0, 0), (True, 1.0, 1)]
+)
+def test_a_saved_generator_gives_the_picture_of_its_run(masked, residual, refine_steps, pair, vit, half_mask, tmp_path):
+    settings = preset("draft", **SMALL, residual=residual, refine_steps=refine_steps)
+    run = Transfer(*pair, vit, settings, structure_mask=half_mask if masked else None)
+    for _ in run:
+        pass
+    result, path = render_result(run), tmp_path / "pair.safetensors"
+    run.generator.save(path)
+    generator, other = Generator.load(path), pair[0].flip(-1)
+    assert (apply_generator(generator, pair[0]) - result).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(apply_generator(generator, other), render(generator, other, size=generator.metadata["size"]))
+    further = Transfer(*pair, vit, settings, generator=generator).generator
+    assert torch.equal(apply_generator(further, pair[0]), render(further, pair[0], size=further.metadata["size"]))
 
 
 @pytest.fixture
