@@ -140,9 +140,9 @@ def test_mixed_requests(asked, tiny, tiny_model, noise, gap):
 
 def test_negative_layers_count_from_the_end(tiny, noise):
     backbone, picture = tiny(), noise(56, 56)
-    answer = backbone(picture, [Request(-1, "key"), Request(2, "key"), Request(-3, "cls"), Request(0, "cls")])
-    assert torch.equal(answer[Request(-1, "key")], answer[Request(2, "key")])
-    assert torch.equal(answer[Request(-3, "cls")], answer[Request(0, "cls")])
+    answer = backbone(picture, [Request(-1, "key"), Request(3, "key"), Request(-4, "cls"), Request(0, "cls")])
+    assert torch.equal(answer[Request(-1, "key")], answer[Request(3, "key")])
+    assert torch.equal(answer[Request(-4, "cls")], answer[Request(0, "cls")])
     assert len(answer) == 4
 
 
@@ -253,7 +253,7 @@ def test_other_precisions_are_refused(dtype, tiny):
         tiny(dtype=dtype)
 
 
-@pytest.mark.parametrize("layer", [3, 12, -4])
+@pytest.mark.parametrize("layer", [4, 12, -5])
 def test_unknown_layer(layer, tiny, noise):
     backbone = tiny()
     for ask in (
@@ -261,7 +261,7 @@ def test_unknown_layer(layer, tiny, noise):
         lambda: backbone.features(noise(56, 56), layer=layer),
         lambda: backbone.cls_attention(noise(56, 56), layer=layer),
     ):
-        with pytest.raises(SpliceError, match=f"3 blocks.*not {layer}"):
+        with pytest.raises(SpliceError, match=f"4 blocks.*not {layer}"):
             ask()
 
 

@@ -115,7 +115,7 @@ def test_keys_bring_the_picture_back_in_its_place(backbone, demo_pair):
     ("make", "message"),
     [
         (lambda p, b: Inversion(p, b, facet="query"), "cannot invert 'query'"),
-        (lambda p, b: Inversion(p, b, layer=3), "3 blocks"),
+        (lambda p, b: Inversion(p, b, layer=4), "4 blocks"),
         (lambda p, b: Inversion(p * float("nan"), b), "not numbers"),
         (lambda p, b: inversion_preset("slow"), "unknown preset 'slow'"),
         (lambda p, b: inversion_preset("fast", size=64), "size must be at least 72"),

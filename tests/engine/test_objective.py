@@ -59,7 +59,7 @@ def test_what_each_term_compares(tiny, square):
         request = Request(layer, facet)
         return {name: backbone(resize(square[name], (56, 56)), [request])[request] for name in NAMES}
 
-    cls, keys = extract(2, "cls"), extract(1, "key")
+    cls, keys = extract(3, "cls"), extract(1, "key")
 
     def similarity(x):
         return F.cosine_similarity(x[:, :, None], x[:, None], dim=-1)
@@ -204,7 +204,7 @@ def test_a_fixed_structure_of_another_grid_is_refused_before_the_work(tiny, pair
 
 WRONG_TARGETS = {
     "another backbone": (lambda vit: Appearance(fixed=vit("dino").features(PICTURE)), "of backbone tiny_dino, but"),
-    "another layer": (lambda vit: Appearance(fixed=vit().features(PICTURE, 0)), "of layer 0, but the term compares 2"),
+    "another layer": (lambda vit: Appearance(fixed=vit().features(PICTURE, 0)), "of layer 0, but the term compares 3"),
     "a batch": (lambda vit: Appearance(fixed=vit().features(PICTURE.expand(2, -1, -1, -1))), "of 2 pictures"),
     "similarity for appearance": (lambda vit: Appearance(fixed=SelfSimilarity.of(vit().features(PICTURE))), "Features"),
     "backbone of a structure": (
@@ -232,7 +232,7 @@ def test_a_fixed_target_that_does_not_fit_its_term_is_refused_by_name(kind, tiny
 def test_a_fixed_target_of_the_terms_own_backbone_and_facet(tiny, square):
     """[CLS] is the same beside any facet; -1 and the last block's number are one layer."""
     own = tiny("dino", seed=1)
-    features = own.features(square["appearance"], layer=2, facet="value", size=56)
+    features = own.features(square["appearance"], layer=3, facet="value", size=56)
     term = Appearance(backbone=own, fixed=features)
     loss = Objective([term], tiny(), size=56).losses(square)["appearance"]
     expected = Objective([Appearance(backbone=own)], tiny(), size=56).losses(square)["appearance"]
@@ -307,7 +307,7 @@ def test_blend_refuses_weights_without_a_mean(weights, tiny, square):
     ("other", "message"),
     [
         (("dino", {}), "of backbone tiny_dinov2 and tiny_dino cannot be blended"),
-        (("dinov2", {"layer": 0}), "of layer 2 and 0 cannot be blended"),
+        (("dinov2", {"layer": 0}), "of layer 3 and 0 cannot be blended"),
         (("dinov2", {"facet": "token"}), "of facet key and token cannot be blended"),
     ],
 )

@@ -346,10 +346,10 @@ def test_a_run_and_the_global_rng_leave_each_other_alone(warm_steps, begin, pair
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("layer", [3, -4])
+@pytest.mark.parametrize("layer", [4, -5])
 def test_a_block_that_the_vit_does_not_have_is_refused(layer, begin):
     """Known before the first step: nobody waits to learn of a slip."""
-    with pytest.raises(SpliceError, match="layer must be from -3 to 2"):
+    with pytest.raises(SpliceError, match="layer must be from -4 to 3"):
         begin(layer=layer)
 
 
