@@ -34,7 +34,7 @@ def without(files, value):
     if isinstance(value, dict):
         return {key: without(files, inner) for key, inner in value.items() if key != "on_this_machine"}
     if isinstance(value, list):
-        return [without(files, inner) for inner in value if not isinstance(inner, str) or inner not in files]
+        return [without(files, inner) for inner in value if not isinstance(inner, str) or Path(inner).name not in files]
     return value
 
 
