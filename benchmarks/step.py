@@ -155,6 +155,11 @@ def step_memory(which: str, size: int, name: str, device: torch.device) -> float
         for _ in range(3):
             step()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return measure_peak(step)
+
+
+def measure_peak(step: Callable[[], object]) -> float:
+    """Peak memory in MB of three steps beyond what the process had before them."""
     before = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     for _ in range(3):

@@ -11,6 +11,7 @@ from ..splice_engine import ClipTransfer, SpliceError, choose_key_frames, measur
 from ..splice_engine.images import LEAST_MASK
 from ..splice_engine.settings import ClipSettings
 from ..splice_engine.training.key_frames import candidate_frames
+from . import folders
 from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, to_image
 from .memory import engine_context, free_for_rendering, load_to_device, recall_backbone
 from .progress import Progress, with_progress
@@ -45,6 +46,10 @@ class Clip(TrainingNode):
                 generator_output(),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, backbone_name: str | None = None) -> bool | str:
+        return folders.check_name(folders.backbone_source, backbone_name)
 
     @classmethod
     def execute(

@@ -530,15 +530,23 @@ def test_names_of_files_in_older_workflows_are_understood(name, host, graph, wei
     assert outcome.status == "success", outcome.message
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("SpliceLoadBackbone", "backbone_name"), ("SpliceLoadGenerator", "generator_name")]
-)
-def test_a_file_that_is_gone_is_named_before_anything_runs(kind, name, host, graph):
-    options = {"precision": "auto"} if kind == "SpliceLoadBackbone" else {}
-    shown = node("PreviewAny", source=link("it", 0))
-    outcome = host.run(graph(kind, {"save": shown}, **options, **{name: "gone.safetensors"}))
-    assert (outcome.status, outcome.ran) == ("error", [])
-    assert "Splice: gone.safetensors is not in models/" in outcome.message
+def test_a_file_that_is_gone_is_named_before_anything_runs(host, graph):
+    """By every node that takes the name of one."""
+    choosing = set()
+    for kind, info in host.get("/object_info").items():
+        required = info["input"].get("required", {})
+        names = {"backbone_name", "generator_name"} & required.keys() if kind.startswith("Splice") else set()
+        for name in names:
+            given = {
+                key: link("a") if type_ == "IMAGE" else options[0].get("default", 0)
+                for key, (type_, *options) in required.items()
+            }
+            shown = node("PreviewAny", source=link("it", 0))
+            outcome = host.run(graph(kind, {"save": shown}, **{**given, name: "gone.safetensors"}))
+            assert (outcome.status, outcome.ran) == ("error", []), kind
+            assert "Splice: gone.safetensors is not in models/" in outcome.message
+            choosing.add(kind)
+    assert {"SpliceLoadBackbone", "SpliceLoadGenerator", "SpliceAppearanceTransfer", "SpliceClip"} <= choosing
 
 
 def test_a_mask_is_checked_before_the_first_training(host, graph, tensor):
