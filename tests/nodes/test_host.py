@@ -284,6 +284,18 @@ def test_a_generator_is_saved_loaded_and_applied(host, graph):
     assert all(torch.allclose(old[name], new[name]) for name in learnt)  # at this rate, next to nothing
 
 
+def test_a_generator_gives_its_own_structure_picture_the_finished_one(host, graph):
+    """With all that `draft` lays over its output."""
+    nodes = {
+        "again": node("SpliceApplyGenerator", image=link("a"), generator=link("it", 1)),
+        "save again": node("SaveImage", images=link("again"), filename_prefix="again"),
+    }
+    outcome = host.run(graph(TRANSFER, nodes, preset="draft", steps=2, seed=70))
+    assert outcome.status == "success", outcome.message
+    (finished,), (again,) = host.pictures(outcome, "save"), host.pictures(outcome, "save again")
+    assert np.abs(finished.astype(int) - again).max() <= 1
+
+
 def test_measure(host, graph):
     nodes = {
         "it": node(
