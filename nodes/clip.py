@@ -8,11 +8,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..splice_engine import ClipTransfer, SpliceError, choose_key_frames, measure_flicker
-from ..splice_engine.images import LEAST_MASK
 from ..splice_engine.settings import ClipSettings
 from ..splice_engine.training.key_frames import candidate_frames
 from . import folders
-from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, to_image
+from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, is_empty, to_image
 from .memory import engine_context, free_for_rendering, load_to_device, recall_backbone
 from .progress import Progress, with_progress
 from .schema import make_schema
@@ -70,7 +69,7 @@ class Clip(TrainingNode):
             if more:
                 raise SpliceError("a clip has one appearance picture: Image From Batch picks one of a batch")
             masks = _masks(structure_mask, len(frames))
-            usable = [index for index, mask in enumerate(masks) if mask is None or mask.max() >= LEAST_MASK]
+            usable = [index for index, mask in enumerate(masks) if not is_empty(mask)]
             patchers = [recall_backbone(backbone_name, "auto")]
             (vit,) = load_to_device(patchers)
             candidates = [usable[place] for place in candidate_frames(len(usable))]

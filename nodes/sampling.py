@@ -11,9 +11,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..splice_engine import Appearance, Decoder, Guidance, GuidanceSettings, Guide, Objective, SpliceError, Structure
-from ..splice_engine.images import LEAST_MASK
 from . import sockets
-from .convert import from_image, from_mask, pair_up
+from .convert import from_image, from_mask, is_empty, pair_up
 from .decoders import list_decoders
 from .memory import engine_context, is_out_of_memory, load_beside_sampling, vit_bytes
 from .schema import make_schema
@@ -126,8 +125,9 @@ def make_guides(
         given[f"{what} masks"] = [None] if masks is None else list(masks.split(1))
     guides: list[Guide | None] = []
     for picture, its_mask, other, other_mask in pair_up(given):
-        empty = any(mask is not None and bool(mask.max() < LEAST_MASK) for mask in (its_mask, other_mask))
-        guides.append(None if empty else Guide(picture, other, its_mask, other_mask))
+        guides.append(
+            None if is_empty(its_mask) or is_empty(other_mask) else Guide(picture, other, its_mask, other_mask)
+        )
     if not any(guides):
         raise SpliceError("of each guide one of the masks selects nothing: paint what they should select in white")
     return guides
