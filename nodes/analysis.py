@@ -25,7 +25,7 @@ from ..splice_engine.training.inversion import INVERTIBLE
 from ..splice_engine.vit.features import FACETS, join
 from .convert import from_image, from_mask, is_empty, pair_up, split_pairs, to_image, to_mask
 from .memory import engine_context, load_to_device, pass_bytes, step_bytes
-from .progress import Progress, run_with_progress, with_progress
+from .progress import Cancellable, Progress, run_with_progress, with_progress
 from .schema import make_schema
 from .training import TrainingNode, render_run, train, work_through
 from .widgets import (
@@ -75,7 +75,7 @@ class PCA(io.ComfyNode):
     def execute(
         cls, image, backbone, layer: int, facet: str, foreground: bool, smooth: bool, size: int
     ) -> io.NodeOutput:
-        with engine_context(), torch.no_grad():
+        with engine_context(), Cancellable(), torch.no_grad():
             pictures = from_image(image, "picture")
             (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             similar = facet == SELF_SIMILARITY
@@ -122,7 +122,7 @@ class SimilarityMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, backbone, x: float, y: float, mask=None, target=None) -> io.NodeOutput:
-        with engine_context(), torch.no_grad():
+        with engine_context(), Cancellable(), torch.no_grad():
             source = from_image(image, "picture")
             searched = source if target is None else from_image(target, "target")
             masks = from_mask(mask)
@@ -180,7 +180,7 @@ class AttentionMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, backbone, layer: int, head: int, mass: float, size: int) -> io.NodeOutput:
-        with engine_context(), torch.no_grad():
+        with engine_context(), Cancellable(), torch.no_grad():
             pictures, one = from_image(image, "picture"), None if head < 0 else head
             (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             masks, heats = [], []

@@ -13,7 +13,7 @@ from ..splice_engine.training.key_frames import candidate_frames
 from . import folders
 from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, is_empty, to_image
 from .memory import engine_context, free_for_rendering, load_to_device, recall_backbone
-from .progress import Progress, with_progress
+from .progress import Cancellable, Progress, with_progress
 from .schema import make_schema
 from .training import TrainingNode, train
 from .transfer import generator_output
@@ -73,7 +73,8 @@ class Clip(TrainingNode):
             patchers = [recall_backbone(backbone_name, "auto")]
             (vit,) = load_to_device(patchers)
             candidates = [usable[place] for place in candidate_frames(len(usable))]
-            places = choose_key_frames((_frame(frames, index) for index in candidates), vit, key_frames)
+            with Cancellable():
+                places = choose_key_frames((_frame(frames, index) for index in candidates), vit, key_frames)
             chosen = [candidates[place] for place in places]
             keys, key_masks = [_frame(frames, index) for index in chosen], [masks[index] for index in chosen]
             progress = Progress(settings.all_steps + settings.warm_steps * (len(keys) - 1) + len(frames))
@@ -92,8 +93,8 @@ class Clip(TrainingNode):
             # A clip may fill much of the memory: there is one copy of it, and it is the result.
             result = torch.empty(*frames.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())
             for index, into in enumerate(result.split(1)):
-                mm.throw_exception_if_processing_interrupted()
-                picture = run.apply(_frame(frames, index), masks[index])
+                with Cancellable():
+                    picture = run.apply(_frame(frames, index), masks[index])
                 into.copy_(to_image([picture]))
                 progress.next(1, picture if index % PREVIEW_EVERY == 0 else None)
             return io.NodeOutput(result, run.generator.to("cpu"))

@@ -9,7 +9,7 @@ from ..splice_engine.vit.features import FACETS, join
 from . import sockets
 from .convert import from_image, to_image, to_intermediate
 from .memory import engine_context, load_to_device, pass_bytes
-from .progress import with_progress
+from .progress import Cancellable, with_progress
 from .schema import make_schema
 from .widgets import backbone_input, blend_inputs, facet_widget, layer_widget, vit_size_widget
 
@@ -40,7 +40,7 @@ class ExtractFeatures(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, backbone, layer: int, facet: str, size: int) -> io.NodeOutput:
-        with engine_context(), torch.no_grad():
+        with engine_context(), Cancellable(), torch.no_grad():
             pictures = from_image(image, "picture")
             (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             return io.NodeOutput(

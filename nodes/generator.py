@@ -11,7 +11,7 @@ from ..splice_engine.files import check_place
 from . import folders, sockets
 from .convert import check_image, from_image, image_dtype, to_image
 from .memory import RENDER_BYTES, engine_context, on_device
-from .progress import with_progress
+from .progress import Cancellable, with_progress
 from .schema import make_schema
 from .widgets import filename_widget, generator_name_widget
 
@@ -36,7 +36,7 @@ class ApplyGenerator(io.ComfyNode):
 
     @classmethod
     def execute(cls, generator: Generator, image) -> io.NodeOutput:
-        with engine_context():
+        with engine_context(), Cancellable():
             check_image(image, "picture")
             # A clip may fill much of the memory: there is one copy of it, and it is the result.
             result = torch.empty(*image.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())

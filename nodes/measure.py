@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..splice_engine import SpliceError, measure
 from .convert import from_image
 from .memory import engine_context, load_to_device
+from .progress import Cancellable
 from .schema import make_schema
 from .widgets import backbone_input, layer_widget, vit_size_widget
 
@@ -37,7 +38,7 @@ class Measure(io.ComfyNode):
 
     @classmethod
     def execute(cls, structure, appearance, output, backbone, layer: int, size: int) -> io.NodeOutput:
-        with engine_context():
+        with engine_context(), Cancellable():
             named = {"structure picture": structure, "appearance picture": appearance, "output": output}
             batches = [from_image(image, name) for name, image in named.items()]
             if any(len(batch) > 1 for batch in batches):

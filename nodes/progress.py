@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 from comfy.utils import ProgressBar
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..splice_engine import Inversion, Refinement, Transfer
 from ..splice_engine.batch.best_of import BestOf
@@ -41,6 +42,18 @@ def show_text(text: str) -> None:
         server.send_progress_text(text, context.node_id, server.client_id)
 
 
+class Cancellable(TorchFunctionMode):
+    """A context in which ComfyUI's Cancel is heard between any two operations of torch.
+
+    It is for what takes seconds and has no steps: a pass through the ViT, the matching, the rendering. Each operation
+    takes microseconds more, so that the steps of a training do without; there it is heard between the steps.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mm.throw_exception_if_processing_interrupted()
+        return func(*args, **(kwargs or {}))
+
+
 class Progress:
     """A node's progress bar over the steps of all its runs, which take place one after the other.
 
@@ -70,6 +83,7 @@ def _shrink(picture: Tensor) -> Tensor:
 def with_progress(items: Sequence[Item]) -> Iterator[Item]:
     """The items one after the other, with the node's progress bar and interruption between them."""
     progress = Progress(len(items))
+    progress.show(0)
     for item in items:
         mm.throw_exception_if_processing_interrupted()
         yield item
@@ -88,7 +102,7 @@ def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str,
     spent = 0.0
     show_text("Extracting the feature" if isinstance(run, Inversion) else "Matching the pictures")
     try:
-        for step in run:
+        for step in _cancellable_from_the_start(run):
             mm.throw_exception_if_processing_interrupted()
             if not steps:
                 show_text(f"Training {len(run.runs)} seeds" if isinstance(run, BestOf) else "Training")
@@ -110,3 +124,13 @@ def run_with_progress(run: Run, progress: Progress) -> tuple[Run, list[dict[str,
         return run, [step.floats() for step in steps]
     finally:
         del run  # an exception on its way keeps this frame, which must not keep the run's memory
+
+
+def _cancellable_from_the_start(run: Run) -> Iterator[Any]:
+    """The steps of a run, of which the first one matches the pictures before."""
+    steps = iter(run)
+    with Cancellable():
+        first = next(steps, None)
+    if first is not None:
+        yield first
+    yield from steps

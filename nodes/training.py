@@ -38,7 +38,7 @@ from .memory import (
     refinement_bytes,
     step_bytes,
 )
-from .progress import Progress, run_with_progress, show_text
+from .progress import Cancellable, Progress, run_with_progress, show_text
 
 log = logging.getLogger("splice")
 
@@ -160,7 +160,8 @@ def render_run(run: Transfer | Refinement) -> Tensor:
     """Ends a run and renders its picture, on the CPU, with the memory that its training and ComfyUI's models held."""
     run.end(run.device)
     free_for_rendering(run.picture[0, 0].numel())
-    return render_result(run)
+    with Cancellable():
+        return render_result(run)
 
 
 def work_through(items: Sequence[Item], work: Callable[[Item], bool]) -> None:

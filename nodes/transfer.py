@@ -11,7 +11,7 @@ from ..splice_engine.images import from_pil
 from . import folders, sockets
 from .convert import split_pairs, to_image
 from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, load_to_device, recall_backbone
-from .progress import with_progress
+from .progress import Cancellable, with_progress
 from .schema import make_schema
 from .training import TrainingNode, paint_batch, refine, run_batch
 from .widgets import (
@@ -211,7 +211,7 @@ class InstantTransfer(io.ComfyNode):
     def execute(
         cls, structure, appearance, backbone, structure_mask=None, appearance_mask=None, **changes: float
     ) -> io.NodeOutput:
-        with engine_context(), torch.no_grad():
+        with engine_context(), Cancellable(), torch.no_grad():
             settings = engine.InstantSettings(**changes)
             pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
             pixels = max(pair.structure[0, 0].numel() for pair in pairs)

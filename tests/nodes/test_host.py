@@ -123,6 +123,13 @@ def test_instant_transfers_of_a_batch_show_progress_and_can_be_cancelled_between
     assert 1 <= len(outcome.progress) < 60
 
 
+def test_cancel_is_heard_while_pictures_are_matched(host, graph):
+    """At the finest density one picture takes seconds, in which nothing else of the node would hear it."""
+    outcome = host.run(graph(INSTANT, density=4), lambda _: host.post("/interrupt"))
+    assert outcome.status == "interrupted", outcome.message
+    assert outcome.progress == [0]
+
+
 def test_finishing_early_keeps_the_picture(host, graph):
     show = {"log": node("PreviewAny", source=link("it", 3))}
     outcome = host.run(graph(OPTIMIZER, show, steps=5000, seed=2), lambda _: host.finish("it"))
