@@ -6,17 +6,19 @@ from torch import Tensor
 
 from ..splice_engine import (
     INVERSION_PRESETS,
+    InstantSettings,
     Inversion,
     InversionSettings,
     Settings,
     SpliceError,
     attention_map,
+    dense_features,
     inversion_preset,
     pca,
     similarity_map,
 )
 from ..splice_engine.analysis.figures import heat_picture, loss_curves, mark_point, sheet
-from ..splice_engine.analysis.heatmaps import MAP_PATCHES
+from ..splice_engine.analysis.heatmaps import MAP_DENSITY, MAP_PATCHES
 from ..splice_engine.analysis.pca import MAP_SIZE, SELF_SIMILARITY
 from ..splice_engine.images import check_mask, from_pil, sides
 from ..splice_engine.presets import DEFAULT_INVERSION
@@ -38,9 +40,15 @@ from .widgets import (
     point_widget,
     preset_inputs,
     resolve_preset,
+    setting_widget,
     smooth_widget,
     vit_size_widget,
 )
+
+
+def density_widget(default: int) -> io.Input:
+    tooltip = "Cells of the map per patch and axis, 1, 2 or 4: more is finer; the time grows with its square."
+    return setting_widget("density", InstantSettings, default=default, optional=True, tooltip=tooltip)
 
 
 class PCA(io.ComfyNode):
@@ -64,6 +72,7 @@ class PCA(io.ComfyNode):
                 foreground_widget(),
                 smooth_widget(),
                 vit_size_widget(MAP_SIZE),
+                density_widget(1),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The three strongest components as red, green and blue."),
@@ -73,14 +82,16 @@ class PCA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image, backbone, layer: int, facet: str, foreground: bool, smooth: bool, size: int
+        cls, image, backbone, layer: int, facet: str, foreground: bool, smooth: bool, size: int, density: int = 1
     ) -> io.NodeOutput:
         with engine_context(), Cancellable(), torch.no_grad():
             pictures = from_image(image, "picture")
             (vit,) = load_to_device([backbone], pass_bytes(backbone, pictures[0], size))
             similar = facet == SELF_SIMILARITY
             facet = "key" if similar else facet
-            features = [vit.features(picture.to(vit.device), layer, facet, size) for picture in with_progress(pictures)]
+            features = [
+                dense_features(picture, vit, layer, facet, size, density) for picture in with_progress(pictures)
+            ]
             (components,) = pca([join(features)], self_similarity=similar, foreground=foreground)
             at = sides(pictures[0])
             return io.NodeOutput(to_image([components.image(at, smooth)]), to_mask(components.mask(at, smooth)))
@@ -109,6 +120,7 @@ class SimilarityMap(io.ComfyNode):
                 io.Image.Input(
                     "target", optional=True, tooltip="The pictures to search; not connected: the picture itself."
                 ),
+                density_widget(MAP_DENSITY),
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="White at the best match, black where nothing is alike."),
@@ -121,7 +133,9 @@ class SimilarityMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, backbone, x: float, y: float, mask=None, target=None) -> io.NodeOutput:
+    def execute(
+        cls, image, backbone, x: float, y: float, mask=None, target=None, density: int = MAP_DENSITY
+    ) -> io.NodeOutput:
         with engine_context(), Cancellable(), torch.no_grad():
             source = from_image(image, "picture")
             searched = source if target is None else from_image(target, "target")
@@ -136,7 +150,7 @@ class SimilarityMap(io.ComfyNode):
                     soft.append(torch.zeros_like(wanted[:, :1]))
                     marked.append(wanted)
                     continue
-                found = similarity_map(picture, place, vit, wanted)
+                found = similarity_map(picture, place, vit, wanted, density=density)
                 (point,) = found.best().tolist()
                 soft.append(found.mask(sides(wanted)).cpu())
                 marked.append(mark_point(heat_picture(soft[-1], wanted), point))

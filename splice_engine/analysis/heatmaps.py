@@ -24,6 +24,9 @@ MAP_FACETS = (Request(-5, "key"), Request(-5, "token"), Request(-3, "key"), Requ
 COHERENCE = 2
 """Similarities are averaged with those of the neighbours up to this many patches away."""
 
+MAP_DENSITY = 2
+"""Cells of a similarity map per patch and axis."""
+
 MASS = 0.6
 """Default share of the attention that a mask holds."""
 
@@ -33,7 +36,7 @@ class SimilarityMap:
     """Similarity of every place of a batch of pictures to a selected one.
 
     Attributes:
-        heat: `[B, 1, h, w]` on the patch grid, mean cosines: 1 for equal places, about 0 for unrelated ones.
+        heat: `[B, 1, h, w]` on the grid of cells, mean cosines: 1 for equal places, about 0 for unrelated ones.
     """
 
     heat: Tensor
@@ -44,10 +47,17 @@ class SimilarityMap:
         return enlarge(self.heat / best, size).clamp(0, 1)
 
     def best(self) -> Tensor:
-        """The best match in each picture: `[B, 2]`, x and y as shares of width and height."""
+        """The best match in each picture: `[B, 2]`, x and y as shares of width and height.
+
+        Between the cells' centres it is the top of parabolas through the most similar cell and its neighbours.
+        """
         height, width = sides(self.heat)
         index = self.heat.flatten(1).argmax(dim=1)
-        return torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], dim=1)
+        row, column, batch = index // width, index % width, torch.arange(len(index), device=index.device)
+        across = self.heat[batch, 0, row, _neighbours(column, width)]
+        down = self.heat[batch, 0, _neighbours(row, height), column]
+        x, y = column + 0.5 + _parabola_top(across), row + 0.5 + _parabola_top(down)
+        return torch.stack([x / width, y / height], dim=1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ def similarity_map(
     target: Tensor | None = None,
     short_patches: int = MAP_PATCHES,
     radius: int = COHERENCE,
+    density: int = MAP_DENSITY,
 ) -> SimilarityMap:
     """Computes how similar all places of some pictures are to one place, of the same or of other pictures.
 
@@ -114,14 +125,17 @@ def similarity_map(
         backbone: The ViT whose features are compared.
         target: `[B, 3, H', W']`, the pictures to search; None searches the sources. A batch of one source, mask or
             target is used with all of the others.
-        short_patches: Patches along each picture's short side; the map has the target's grid.
+        short_patches: Patches along each picture's short side.
         radius: As for `Correspondence.similarity`.
+        density: Cells per patch and axis, 1, 2 or 4: of 2 a place is found twice as exactly; the time grows with its
+            square.
 
     Returns:
         One map for each target.
 
     Raises:
-        SpliceError: Batches of different sizes, a point outside the picture, or a mask that selects nothing.
+        SpliceError: Unknown density, batches of different sizes, a point outside the picture, or a mask that selects
+            nothing.
     """
     target = source if target is None else target
     counts = {len(source), len(target), len(where) if isinstance(where, Tensor) else 1} - {1}
@@ -131,7 +145,7 @@ def similarity_map(
     # Consecutive masks of the same two pictures share their descriptors.
     for (i, j), group in groupby(range(max(counts, default=1)), lambda n: (n % len(source), n % len(target))):
         a, b = source[i : i + 1], target[j : j + 1]
-        match = Correspondence.between(a, b, backbone, short_patches, MAP_FACETS)
+        match = Correspondence.between(a, b, backbone, short_patches, MAP_FACETS, density=density, dense_target=True)
         coarse = match.retarget(b, backbone, max(1, round(COARSE_SHARE * short_patches)), MAP_FACETS)
         for n in group:
             mask = where[n % len(where)][None] if isinstance(where, Tensor) else _point_mask(where, match)
@@ -167,8 +181,21 @@ def _search(match: Correspondence, coarse: Correspondence, mask: Tensor, radius:
     return torch.maximum(match.similarity(selected, radius), second)
 
 
+def _neighbours(index: Tensor, count: int) -> Tensor:
+    """Indices `[3, B]`: the one before, `[B]` itself and the one after, of `count`; reflected at either end."""
+    last = count - 1
+    return torch.stack([(index - 1).abs().clamp(max=last), index, (last - (last - index - 1).abs()).clamp(min=0)])
+
+
+def _parabola_top(values: Tensor) -> Tensor:
+    """Where the parabolas through the values `[3, B]` at -1, 0 and 1, the largest at 0, have their tops: `[B]`."""
+    before, here, after = values
+    bend = before - 2 * here + after
+    return torch.where(bend < 0, (before - after) / (2 * bend), 0)
+
+
 def _point_mask(point: tuple[float, float], match: Correspondence) -> Tensor:
-    """Weights `[1, 1, h, w]` on the source's grid: bilinear, over the patches whose centres surround a point."""
+    """Weights `[1, 1, h, w]` on the source's grid: bilinear, over the cells whose centres surround a point."""
     x, y = point
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise SpliceError(f"the point {x:g}, {y:g} lies outside the picture: both shares must be from 0 to 1")
@@ -177,6 +204,6 @@ def _point_mask(point: tuple[float, float], match: Correspondence) -> Tensor:
 
 
 def _linear_weights(share: float, count: int) -> Tensor:
-    """Weights `[count]` of linear interpolation at a share of the length of `count` patches, between their centres."""
+    """Weights `[count]` of linear interpolation at a share of the length of `count` cells, between their centres."""
     centre = min(max(share * count - 0.5, 0), count - 1)
     return (1 - (torch.arange(count) - centre).abs()).clamp_min(0)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..analysis.figures import heat_picture, mark_point, sheet
-from ..analysis.heatmaps import MASS, attention_map, similarity_map
+from ..analysis.heatmaps import MAP_DENSITY, MASS, attention_map, similarity_map
 from ..analysis.pca import MAP_SIZE, SELF_SIMILARITY, pca
 from ..errors import SpliceError
 from ..images import check_format, check_mask, check_writable, from_pil, load_mask, save_picture, sides
+from ..settings import DENSITIES
+from ..vit.dense import dense_features
 from ..vit.features import FACETS
 from .common import OPAQUE, add_backbone, add_dtype, add_layers, add_output, load_backbone, load_one, parse_count
 from .outputs import Outputs, check_distinct
@@ -36,6 +38,7 @@ def add_pca(commands: Any) -> None:
     )
     smoothness.add_argument("--blocky", dest="smooth", action="store_false", help="each patch as a block")
     add_layers(parser)
+    _add_density(parser, 1)
     _add_map(parser)
 
 
@@ -53,7 +56,7 @@ def run_pca(options: argparse.Namespace) -> int:
     for layer in options.layers:
         with torch.no_grad():
             features = [
-                backbone.features(picture.to(backbone.device), layer, facet, options.size) for picture in pictures
+                dense_features(picture, backbone, layer, facet, options.size, options.density) for picture in pictures
             ]
         found = pca(features, self_similarity=similar, foreground=options.foreground)
         for row, picture, components in zip(rows, pictures, found, strict=True):
@@ -74,6 +77,7 @@ def add_similarity(commands: Any) -> None:
         "--point", type=float, nargs=2, metavar=("X", "Y"), help="in pixels, or as shares where both are at most 1"
     )
     place.add_argument("--mask", type=Path, metavar="FILE", help=f"white where the place is; {OPAQUE}")
+    _add_density(parser, MAP_DENSITY)
     _add_mask_output(parser)
     add_output(parser)
     add_backbone(parser)
@@ -87,7 +91,7 @@ def run_similarity(options: argparse.Namespace) -> int:
     other = load_one(options.other) if options.other else picture
     _check_formats(options, other)
     where = _load_place(options, picture)
-    found = similarity_map(picture, where, load_backbone(options), other)
+    found = similarity_map(picture, where, load_backbone(options), other, density=options.density)
     mask = found.mask(sides(other)).cpu()
     best = found.best()[0].tolist()
     written = _save_with_mask(options, mark_point(heat_picture(mask, other), best), mask)
@@ -169,6 +173,16 @@ def _add_map(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     add_backbone(parser)
     add_dtype(parser)
+
+
+def _add_density(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--density",
+        type=int,
+        choices=DENSITIES,
+        default=default,
+        help="cells of the map per patch and axis; the time grows with its square (default: %(default)s)",
+    )
 
 
 def _add_mask_output(parser: argparse.ArgumentParser) -> None:

@@ -57,6 +57,7 @@ class Correspondence:
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
         density: int = 1,
+        dense_target: bool = False,
     ) -> "Correspondence":
         """Extracts descriptors of two pictures, or of what masks cover of them, to match them.
 
@@ -73,6 +74,7 @@ class Correspondence:
             density: Cells per patch and axis, 1, 2 or 4. The source's descriptors are extracted on a grid so much
                 finer at the same scale, in which parts as small as a patch show; the target's are interpolated.
                 The time grows with its square.
+            dense_target: The target's descriptors are extracted as finely too, for a map of it.
 
         Raises:
             SpliceError: Unknown density, a mask of the wrong shape or values, or one that selects nothing.
@@ -86,7 +88,9 @@ class Correspondence:
         both = a_covered is not None and b_covered is not None
         return cls(
             describe(source, backbone, a_size, a_grid, requests, a_covered if both else None, density),
-            describe(target, backbone, b_size, b_grid, requests, b_covered if both else None),
+            describe(
+                target, backbone, b_size, b_grid, requests, b_covered if both else None, density if dense_target else 1
+            ),
             a_grid,
             b_grid,
             b_covered,

@@ -514,6 +514,11 @@ def test_bad_logs(text, part, splice, files):
     refused(splice("curves", files.log, "-o", files.result), files, before, part)
 
 
+def changes(picture):
+    """How many pixels of a row differ from the one before."""
+    return int((picture[0, :, 40, 1:] != picture[0, :, 40, :-1]).any(dim=0).sum())
+
+
 def test_pca(analyse, splice, files):
     result = analyse("pca")
     assert (result.status, result.out.strip(), result.err) == (0, str(files.result), "")
@@ -521,7 +526,10 @@ def test_pca(analyse, splice, files):
     assert one.shape[-2:] == SHAPE
     assert one.amax(dim=(2, 3)).min() > 0.9
     analyse("pca", "--blocky", "--overwrite")
-    assert not torch.equal(load_picture(files.result), one)
+    blocks = load_picture(files.result)
+    assert not torch.equal(blocks, one)
+    analyse("pca", "--blocky", "--density", 2, "--overwrite")
+    assert changes(load_picture(files.result)) > 1.5 * changes(blocks)  # twice as many cells
     analyse("pca", "--foreground", "--facet", "token", "--layer", 5, "--overwrite")
     assert (load_picture(files.result) == 0).all(dim=1).float().mean() > 0.1
     several = ("pca", files.structure, files.appearance, "-o", files.result, "--size", 112, *VIT, "--overwrite")

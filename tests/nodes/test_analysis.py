@@ -55,7 +55,7 @@ def test_pca_gives_a_batch_one_set_of_colours_and_a_foreground(host, run_node, o
         "both": node("BatchImagesNode", **{"images.image0": link("a"), "images.image1": link("b")}),
         **save_mask(link("it", 1)),
     }
-    outcome = run_node("SplicePCA", nodes, image=link("both"), foreground=True)
+    outcome = run_node("SplicePCA", nodes, image=link("both"), foreground=True, density=2)
     assert outcome.status == "success", outcome.message
     pictures, masks = host.pictures(outcome, "save"), host.pictures(outcome, "mask")
     assert [picture.shape for picture in pictures] == [original.shape] * 2
@@ -106,7 +106,7 @@ def test_a_similarity_mask_of_another_picture_drives_a_compositing_node(host, ru
         ),
         "save": node("SaveImage", images=link("cut"), filename_prefix="cut"),
     }
-    outcome = run_node("SpliceSimilarityMap", nodes, mask=link("place"), target=link("b"))
+    outcome = run_node("SpliceSimilarityMap", nodes, mask=link("place"), target=link("b"), density=1)
     assert outcome.status == "success", outcome.message
     (picture,) = host.pictures(outcome, "save")
     assert picture.max() > 50
