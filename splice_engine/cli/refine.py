@@ -11,6 +11,7 @@ from ..files import check_place
 from ..images import check_writable, save_picture
 from ..settings import RefinementSettings
 from ..training.refinement import Refinement
+from ..training.result import render_result
 from .common import add_backbone, add_dtype, add_quiet, add_settings, iterate_with_bar, load_backbone, recipe_options
 from .outputs import Log, Outputs, check_distinct, report_end
 from .transfer import add_inputs, load_inputs
@@ -49,7 +50,7 @@ def run_refine(options: argparse.Namespace) -> int:
         for step in iterate_with_bar(run, options.quiet):
             log.write({"step": step.index, **step.floats()})
     outputs = Outputs()
-    outputs.write(options.output, partial(save_picture, run.image(), alpha=inputs.alpha, overwrite=True))
+    outputs.write(options.output, partial(save_picture, render_result(run), alpha=inputs.alpha, overwrite=True))
     outputs.write(options.log, log.check)
     outputs.check()
     return report_end(run.step, run.steps, time.monotonic() - started, outputs.written)

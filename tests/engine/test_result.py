@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from splice_engine import Generator, SpliceError, Transfer, apply_generator, preset, render
+from splice_engine import (
+    Generator,
+    Refinement,
+    RefinementSettings,
+    SpliceError,
+    Transfer,
+    apply_generator,
+    preset,
+    render,
+)
 from splice_engine.images import resize, sides
 from splice_engine.training.result import render_result
 
@@ -75,11 +84,16 @@ def limit_memory():
     return limit
 
 
-def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(pair, vit, limit_memory, caplog):
+@pytest.mark.parametrize("kind", [Transfer, Refinement])
+def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vit, limit_memory, caplog):
     structure = resize(pair[0], (800, 1000))
     mask = torch.zeros(1, 1, 800, 1000)
     mask[..., :500] = 1
-    run = Transfer(structure, pair[1], vit, preset("draft", **SMALL, feather=4.0), structure_mask=mask)
+    recipes = {
+        Transfer: preset("draft", **SMALL, feather=4.0),
+        Refinement: RefinementSettings(size=64, steps=1, density=1, feather=4.0),
+    }
+    run = kind(structure, pair[1], vit, recipes[kind], structure_mask=mask)
     for _ in run:
         pass
     with limit_memory(120_000_000):
