@@ -53,6 +53,10 @@ FAINT = 4e-4
 DETAIL_VARIANCE = 1e-2
 """Variance above which A's own edges count as shape, which the colours carry, and not as detail."""
 
+DETAIL_GAIN, DARK = 2.0, 0.05
+"""Most by which A's detail grows, in proportion to the brightness, where the picture becomes brighter than A; and what
+is added to the brightness of both, since in the darkest places A's detail is noise."""
+
 FIELD_RADIUS, FIELD_VARIANCE = 6, 2e-4
 """Guided filter that fits the descriptors to the picture's edges: cells of the field, and the variance of an edge."""
 
@@ -194,8 +198,11 @@ class InstantTransfer:
         """The picture painted everywhere, also where the mask does not allow it; arguments as for `image`."""
         picture = self._structure_at(size)
         grey, at = to_grey(picture), sides(picture)
-        detail = grey - resize(self.own_gain, at) * grey - resize(self.own_offset, at)
+        base = resize(self.own_gain, at) * grey + resize(self.own_offset, at)
         colours = resize(self.gain, at) * grey + resize(self.offset, at)
+        # An eye that is half as bright as dark fur around it would hardly show in white fur at the same difference.
+        growth = (to_grey(colours) + DARK) / (base.clamp_min(0) + DARK)
+        detail = (grey - base) * growth.clamp(1, DETAIL_GAIN)
         texture = self._paint_with_exemplar(at) - colours
         near, far = (round(radius * min(at) / min(sides(self.gain))) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
         weight = self.settings.texture

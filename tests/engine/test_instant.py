@@ -142,6 +142,17 @@ def test_texture_is_as_sharp_as_the_exemplar_at_any_size(backbone, demo_pair):
     assert contrast[0] > 1.5 * contrast[1]
 
 
+def test_what_is_dark_in_the_dark_still_shows_where_the_picture_gets_bright(tiny):
+    """An eye in dark fur, when the fur becomes white."""
+    rng = torch.Generator().manual_seed(0)
+    fur, white = (torch.rand(1, 1, 224, 224, generator=rng).expand(1, 3, -1, -1) - 0.5 for _ in range(2))
+    structure, appearance = 0.2 + 0.06 * fur, 0.75 + 0.5 * white
+    structure[..., 100:108, 100:108] -= 0.12
+    result = InstantTransfer.between(structure, appearance, tiny(), InstantSettings(density=1)).image()
+    around, inside = result[..., 90:118, 90:118].mean(), result[..., 102:106, 102:106].mean()
+    assert around - inside > 0.13
+
+
 @pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.9, 0.2, 0.1)])
 def test_pictures_of_one_colour_are_no_trouble(colour, backbone, pair):
     flat = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 120, 160).contiguous()
