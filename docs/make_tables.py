@@ -27,7 +27,7 @@ from splice_engine import (
     Settings,
 )
 from splice_engine.recipe import Recipe
-from splice_engine.settings import ClipSettings
+from splice_engine.settings import ClipSettings, InterpolationSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "tests" / "workflows" / "object_info.json"
@@ -47,6 +47,9 @@ def render_pages() -> dict[Path, str]:
     pages[docs / "command-line.md"] = {
         "splice refine": make_table(("option", "meaning", "default"), _option_rows(RefinementSettings, defaults=True)),
         "splice instant": make_table(("option", "meaning", "default"), _option_rows(InstantSettings, defaults=True)),
+        "splice interpolate": make_table(
+            ("option", "meaning", "default"), _option_rows(InterpolationSettings, defaults=True)
+        ),
         "splice transfer": make_table(("option", "meaning"), _option_rows(Settings)),
         "splice clip": make_table(("option", "meaning", "default"), _option_rows(ClipSettings, defaults=True)),
         "splice invert": make_table(("option", "meaning"), _option_rows(InversionSettings)),

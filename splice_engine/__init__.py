@@ -15,6 +15,7 @@ from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
 from .matching.correspondence import Correspondence
 from .matching.instant import InstantTransfer
+from .matching.mixture import InstantMixture
 from .presets import INVERSION_PRESETS, PRESETS, inversion_preset, preset
 from .settings import GuidanceSettings, InstantSettings, InversionSettings, RefinementSettings, Settings
 from .training.ablation import ablation
@@ -34,6 +35,7 @@ from .training.losses import (
     Structure,
     TokenDistance,
 )
+from .training.mixture import MixtureTransfer
 from .training.objective import Objective, Pictures
 from .training.refinement import Refinement
 from .training.rendering import render
@@ -70,12 +72,14 @@ __all__ = [
     "GuidanceSettings",
     "Guide",
     "Identity",
+    "InstantMixture",
     "InstantSettings",
     "InstantTransfer",
     "Inversion",
     "InversionSettings",
     "MatchedL1",
     "Measurement",
+    "MixtureTransfer",
     "Objective",
     "Pictures",
     "Reconstruction",

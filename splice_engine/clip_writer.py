@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clips import RATE, Clip, Frame, VideoClip, import_av
+from .clips import RATE, Clip, Frame, NewClip, VideoClip, import_av
 from .errors import SpliceError
 from .files import atomic_path, check_place, write_error
 from .images import save_picture, to_pil
@@ -44,7 +44,7 @@ def is_video(path: Path) -> bool:
     return False
 
 
-def check_clip_writable(path: Path, source: Clip, overwrite: bool = False) -> None:
+def check_clip_writable(path: Path, source: Clip | NewClip, overwrite: bool = False) -> None:
     """Checks, before the work, that a clip can be written with its source's sound.
 
     Raises:
@@ -66,18 +66,17 @@ def check_clip_writable(path: Path, source: Clip, overwrite: bool = False) -> No
             container.start_encoding()
     except (av.FFmpegError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise SpliceError(
-            f"{path.suffix} cannot hold the sound of {source.path} ({reason}): end the name in .mkv"
-        ) from None
+        what = f"the sound of {source.path}" if isinstance(source, VideoClip) else "the frames"
+        raise SpliceError(f"{path.suffix} cannot hold {what} ({reason}): end the name in .mkv") from None
 
 
 @contextmanager
-def write_clip(path: Path, source: Clip, overwrite: bool = False) -> Iterator[Write]:
+def write_clip(path: Path, source: Clip | NewClip, overwrite: bool = False) -> Iterator[Write]:
     """Yields what writes the frames of a clip, one after the other; at the end of the block they are in their place.
 
     Args:
         path: A video, by its ending, or a folder.
-        source: The clip whose frames are replaced; a video gets its rate, times and sound.
+        source: The clip whose frames are replaced, of which a video gets rate, times and sound; or a new one.
         overwrite: Whether files that are there may be replaced.
 
     Raises:
@@ -110,7 +109,7 @@ def _write_folder(path: Path, overwrite: bool) -> Iterator[Write]:
 
 
 @contextmanager
-def _write_video(path: Path, source: Clip) -> Iterator[Write]:
+def _write_video(path: Path, source: Clip | NewClip) -> Iterator[Write]:
     av = import_av()
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
@@ -134,7 +133,7 @@ def _write_video(path: Path, source: Clip) -> Iterator[Write]:
             raise write_error(path, error) from None
 
 
-def _add_track(container: Any, source: Clip) -> Any:
+def _add_track(container: Any, source: Clip | NewClip) -> Any:
     """The track of the pictures, with the rate, the clock and the shape of pixels of its source."""
     rate = source.rate if isinstance(source, VideoClip) else RATE
     video = container.add_stream("libx264", rate=rate, options={"crf": CRF})
@@ -153,7 +152,7 @@ def _add_track(container: Any, source: Clip) -> Any:
 
 
 @contextmanager
-def _copied_sound(container: Any, source: Clip) -> Iterator[Callable[[Fraction | None], None]]:
+def _copied_sound(container: Any, source: Clip | NewClip) -> Iterator[Callable[[Fraction | None], None]]:
     """Yields what copies a video's sound up to a time, or for None to its end, untouched."""
     if not isinstance(source, VideoClip):
         yield lambda until: None

@@ -170,6 +170,12 @@ class VideoClip:
 Clip = FolderClip | VideoClip
 
 
+class NewClip(NamedTuple):
+    """A clip that is made of no other: it has a size (height, width), the rate of a folder, and no sound."""
+
+    size: tuple[int, int]
+
+
 def open_clip(path: Path) -> Clip:
     """A video file, or a folder of frames.
 

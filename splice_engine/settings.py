@@ -166,6 +166,13 @@ class ClipSettings(Recipe):
 
 
 @dataclass(frozen=True)
+class InterpolationSettings(InstantSettings):
+    """What the frames from one appearance to another need."""
+
+    frames: int = setting(24, "frames from the first appearance to the second, both of them included", low=2, high=4096)
+
+
+@dataclass(frozen=True)
 class InversionSettings(Recipe):
     """A recipe of feature inversion. The defaults are the paper's (supplement)."""
 

@@ -17,6 +17,7 @@ GROUND_FLOOR = (
     "files",
     "images",
     "masks",
+    "mixing",
     "presets",
     "recipe",
     "resampling",

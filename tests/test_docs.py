@@ -129,8 +129,9 @@ def small_world(tiny_backbone, tmp_path, monkeypatch):
         splice_engine.save_picture(mask, tmp_path / filename)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(splice_engine.Backbone, "load", lambda *_: tiny_backbone)
-    coarse = partial(splice_engine.InstantTransfer.between, short_patches=6)
-    monkeypatch.setattr(splice_engine.InstantTransfer, "between", staticmethod(coarse))
+    for kind in (splice_engine.InstantMixture, splice_engine.InstantTransfer):
+        coarse = partial(kind.between, short_patches=6)
+        monkeypatch.setattr(kind, "between", staticmethod(coarse))
     monkeypatch.setattr(splice_engine, "preset", shrink(splice_engine.preset))
     monkeypatch.setattr(splice_engine, "inversion_preset", shrink(splice_engine.inversion_preset))
 

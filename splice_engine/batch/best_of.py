@@ -121,19 +121,24 @@ class BestOf(Run):
         """Measures the runs and leaves the worse half."""
         settings = self.best.settings
         size = min(settings.size or min(sides(self.picture)), *sides(self.picture))
-        found = [measure(run.picture, run.appearance, _picture(run, size), run.backbone) for run in self.runs]
+        found = [_measure(run, _picture(run, size)) for run in self.runs]
         totals = [
-            settings.structure_weight * figures.structure_distance
-            + settings.appearance_weight * figures.appearance_distance
-            for figures in found
+            settings.structure_weight * structure + settings.appearance_weight * appearance
+            for structure, appearance in found
         ]
         order = sorted(range(len(self.runs)), key=totals.__getitem__)
         going_on = order[: _half(len(order))]
         for index in order:
-            run, figures = self.runs[index], found[index]
-            distances = figures.structure_distance, figures.appearance_distance
-            self.scores.append(Score(run.step, run.settings.seed, *distances, index in going_on))
+            run = self.runs[index]
+            self.scores.append(Score(run.step, run.settings.seed, *found[index], index in going_on))
         self.runs = [self.runs[index] for index in going_on]
+
+
+def _measure(run: Transfer, picture: Tensor) -> tuple[float, float]:
+    """Structure and appearance distance of a picture; that of a mixture is the weighted mean over its appearances."""
+    found = [measure(run.picture, appearance, picture, run.backbone) for appearance in run.appearances]
+    distances = [share * figures.appearance_distance for share, figures in zip(run.shares, found, strict=True)]
+    return found[0].structure_distance, sum(distances)
 
 
 def _picture(run: Transfer, size: int) -> Tensor:

@@ -153,10 +153,16 @@ def add_settings(parser: argparse.ArgumentParser, recipe: type[Recipe], title: s
         group.add_argument(f"--{item.name.replace('_', '-')}", **kind)
 
 
-def add_pair(parser: argparse.ArgumentParser) -> None:
-    """Adds the structure and the appearance picture."""
+def add_pair(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the structure picture and the list of appearance pictures, which has one unless there may be several."""
     parser.add_argument("structure", type=Path, help="picture whose structure is kept")
-    parser.add_argument("appearance", type=Path, help="picture whose appearance is transferred")
+    mixed = "; several are mixed, see --weights" if several else ""
+    parser.add_argument(
+        "appearance",
+        type=Path,
+        nargs="+" if several else 1,
+        help=f"picture whose appearance is transferred{mixed}",
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

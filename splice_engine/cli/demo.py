@@ -13,7 +13,8 @@ from ..presets import preset
 from ..settings import Settings
 from ..vit.catalogue import OFFLINE_BACKBONE
 from .common import add_overwrite, recipe_options
-from .transfer import Inputs, add_training, check_outputs, train
+from .inputs import Inputs
+from .transfer import add_training, check_outputs, train
 
 
 def add_demo(commands: Any) -> None:
@@ -44,7 +45,8 @@ def run_demo(options: argparse.Namespace) -> int:
     options.output, options.strip = folder / "demo.png", folder / "demo-strip.png"
     settings = preset(options.preset, **recipe_options(Settings, options))
     check_outputs(options, settings)
-    return train(Inputs(*load_pair()), settings, options)
+    structure, appearance = load_pair()
+    return train(Inputs(structure, [appearance]), settings, options)
 
 
 def load_pair() -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def run_ablate(options: argparse.Namespace) -> int:
     runs = len(ablation_settings(settings))
     check_writable(options.output, options.overwrite)
     structure = load_one(options.structure, "structure picture")
-    appearance = load_one(options.appearance, "appearance picture")
+    appearance = load_one(options.appearance[0], "appearance picture")
     results: dict[str, Tensor] = {}
     started, taken = time.monotonic(), 0
     for name, run in ablation(structure, appearance, load_backbone(options), settings):

@@ -12,9 +12,10 @@ from .clip import add_clip, add_flicker
 from .common import prepare_console
 from .demo import add_demo
 from .experiments import add_ablate, add_curves, add_invert
+from .instant import add_instant, add_interpolate
 from .outputs import INTERRUPTED
 from .refine import add_refine
-from .transfer import add_apply, add_instant, add_measure, add_transfer
+from .transfer import add_apply, add_measure, add_transfer
 from .weights import add_weights
 
 USER_ERROR = 2
@@ -23,6 +24,7 @@ USER_ERROR = 2
 COMMANDS = (
     add_transfer,
     add_instant,
+    add_interpolate,
     add_refine,
     add_apply,
     add_clip,

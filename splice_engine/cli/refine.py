@@ -13,8 +13,8 @@ from ..settings import RefinementSettings
 from ..training.refinement import Refinement
 from ..training.result import render_result
 from .common import add_backbone, add_dtype, add_quiet, add_settings, iterate_with_bar, load_backbone, recipe_options
+from .inputs import add_inputs, load_inputs
 from .outputs import Log, Outputs, check_distinct, report_end
-from .transfer import add_inputs, load_inputs
 
 
 def add_refine(commands: Any) -> None:
@@ -39,11 +39,11 @@ def run_refine(options: argparse.Namespace) -> int:
     inputs = load_inputs(options)
     run = Refinement(
         inputs.structure,
-        inputs.appearance,
+        inputs.appearances[0],
         load_backbone(options),
         settings,
         inputs.structure_mask,
-        inputs.appearance_mask,
+        inputs.appearance_masks[0],
     )
     started = time.monotonic()
     with closing(Log(options.log)) as log:

@@ -1,4 +1,4 @@
-"""The commands that make a picture or measure one: `splice transfer`, `instant`, `apply` and `measure`."""
+"""The commands around a training: `splice transfer`, `apply` and `measure`."""
 
 import argparse
 import dataclasses
@@ -15,33 +15,24 @@ from ..analysis.figures import comparison_strip
 from ..analysis.metrics import measure
 from ..errors import SpliceError
 from ..files import check_place
-from ..images import (
-    check_format,
-    check_mask,
-    check_writable,
-    from_pil,
-    load_alpha,
-    load_mask,
-    save_picture,
-    sides,
-)
-from ..matching.instant import InstantTransfer
+from ..images import check_format, check_writable, from_pil, save_picture, sides
+from ..mixing import to_shares
 from ..presets import DEFAULT_PRESET, PRESETS, preset
-from ..settings import VIT_SIZE, InstantSettings, Settings
+from ..settings import VIT_SIZE, Settings
 from ..training.generator import Generator
+from ..training.mixture import MixtureTransfer
 from ..training.result import apply_generator, render_result
 from ..training.transfer import Transfer
+from ..vit.backbone import Backbone
 from ..vit.catalogue import DEFAULT_BACKBONE
 from ..vit.devices import is_out_of_memory, pick_device
 from .best_of import add_best_of, choose_run
 from .checkpoints import Resumption, add_checkpoints, check_checkpoints
 from .common import (
-    OPAQUE,
     add_backbone,
     add_device,
     add_dtype,
     add_output,
-    add_pair,
     add_quiet,
     add_settings,
     iterate_with_bar,
@@ -51,35 +42,17 @@ from .common import (
     print_values,
     recipe_options,
 )
+from .inputs import Inputs, add_inputs, load_inputs
 from .outputs import Log, Outputs, check_distinct, report_end
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """A pair of pictures with what belongs to them.
-
-    Attributes:
-        structure: `[1, 3, H, W]` in 0..1.
-        appearance: `[1, 3, H', W']` in 0..1.
-        alpha: `[1, 1, H, W]` in 0..1, the transparency that the result shall have.
-        structure_mask: `[1, 1, h, w]` in 0..1, where the picture may change.
-        appearance_mask: `[1, 1, h, w]` in 0..1, where the appearance is taken from.
-    """
-
-    structure: Tensor
-    appearance: Tensor
-    alpha: Tensor | None = None
-    structure_mask: Tensor | None = None
-    appearance_mask: Tensor | None = None
 
 
 def add_transfer(commands: Any) -> None:
     """Adds `splice transfer`."""
     parser = commands.add_parser("transfer", help="train on a pair of pictures and write the result")
     parser.set_defaults(run=run_transfer)
-    add_inputs(parser)
+    add_inputs(parser, several=True)
     parser.add_argument(
-        "--strip", type=Path, metavar="FILE", help="also write both pictures and the result side by side"
+        "--strip", type=Path, metavar="FILE", help="also write all pictures and the result side by side"
     )
     add_training(parser)
 
@@ -89,34 +62,6 @@ def run_transfer(options: argparse.Namespace) -> int:
     settings = preset(options.preset, **recipe_options(Settings, options))
     check_outputs(options, settings)
     return train(load_inputs(options), settings, options)
-
-
-def add_instant(commands: Any) -> None:
-    """Adds `splice instant`."""
-    parser = commands.add_parser("instant", help="transfer by semantic matching alone, in seconds and without training")
-    parser.set_defaults(run=run_instant)
-    add_inputs(parser)
-    add_backbone(parser)
-    add_dtype(parser)
-    add_settings(parser, InstantSettings, "recipe (default in brackets)")
-
-
-def run_instant(options: argparse.Namespace) -> int:
-    """Makes the instant transfer of a pair of pictures."""
-    settings = InstantSettings(**recipe_options(InstantSettings, options))
-    check_writable(options.output, options.overwrite)
-    inputs = load_inputs(options)
-    instant = InstantTransfer.between(
-        inputs.structure,
-        inputs.appearance,
-        load_backbone(options),
-        settings,
-        inputs.structure_mask,
-        inputs.appearance_mask,
-    )
-    save_picture(instant.image(), options.output, inputs.alpha, overwrite=options.overwrite)
-    print(options.output)
-    return 0
 
 
 def add_apply(commands: Any) -> None:
@@ -206,15 +151,7 @@ def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
 def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> int:
     """Trains, and writes all that the options ask for; returns the exit status."""
     start = Generator.load(options.start) if options.start else None
-    begin = partial(
-        Transfer,
-        inputs.structure,
-        inputs.appearance,
-        load_backbone(options),
-        structure_mask=inputs.structure_mask,
-        appearance_mask=inputs.appearance_mask,
-        generator=start,
-    )
+    begin = partial(_begin, inputs, load_backbone(options), start)
     run = (choice := choose_run(begin, settings, options)).run
     saver = Resumption(run, options)
     with closing(Log(options.log, saver.step)) as log:
@@ -223,7 +160,7 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
             _take_steps(run, log, saver, inputs.alpha, options)
     outputs = Outputs()
     result = _render(run, outputs, options)
-    row = {"structure": inputs.structure, "appearance": inputs.appearance, f"{run.step} steps": result}
+    row = {"structure": inputs.structure, **_name_appearances(inputs), f"{run.step} steps": result}
     outputs.write(options.output, partial(save_picture, result, alpha=inputs.alpha, overwrite=True))
     outputs.write(options.strip, partial(save_picture, from_pil(comparison_strip(row)), overwrite=True))
     outputs.write(options.save_generator, run.generator.save)
@@ -231,6 +168,25 @@ def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> in
     outputs.check()
     saver.end()
     return report_end(run.step, run.steps, saver.seconds, outputs.written)
+
+
+def _begin(inputs: Inputs, backbone: Backbone, start: Generator | None, settings: Settings) -> Transfer:
+    """The run on a pair, or on a mixture."""
+    mask, masks = inputs.structure_mask, inputs.appearance_masks
+    if not inputs.is_mixture:
+        (appearance,), (appearance_mask,) = inputs.appearances, masks
+        return Transfer(inputs.structure, appearance, backbone, settings, None, mask, appearance_mask, start)
+    parts = inputs.structure, inputs.appearances, backbone, inputs.weights
+    return MixtureTransfer(*parts, settings, None, mask, masks, start)
+
+
+def _name_appearances(inputs: Inputs) -> dict[str, Tensor]:
+    """The appearance pictures under their titles in a strip."""
+    if not inputs.is_mixture:
+        return {"appearance": inputs.appearances[0]}
+    shares = to_shares(inputs.weights, len(inputs.appearances))
+    pairs = enumerate(zip(inputs.appearances, shares, strict=True), 1)
+    return {f"appearance {number}: {share:.0%}": picture for number, (picture, share) in pairs}
 
 
 def _render(run: Transfer, outputs: Outputs, options: argparse.Namespace) -> Tensor:
@@ -263,32 +219,6 @@ def _take_steps(run: Transfer, log: Log, saver: Resumption, alpha: Tensor | None
     saver.save(interrupted=True)
 
 
-def load_inputs(options: argparse.Namespace) -> Inputs:
-    """Loads the pictures and masks that the options name."""
-    structure_mask, appearance_mask = (
-        None if path is None else check_mask(load_mask(path), f"mask {path}")
-        for path in (options.structure_mask, options.appearance_mask)
-    )
-    structure = load_one(options.structure, "structure picture")
-    check_format(options.output, sides(structure), options.keep_alpha)
-    return Inputs(
-        structure,
-        load_one(options.appearance, "appearance picture"),
-        load_alpha(options.structure) if options.keep_alpha else None,
-        structure_mask,
-        appearance_mask,
-    )
-
-
 def _number(path: Path, step: int) -> Path:
     """The path of the picture after so many steps."""
     return path.with_stem(f"{path.stem}-{step:05d}")
-
-
-def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds what `load_inputs` reads, and the result."""
-    add_pair(parser)
-    add_output(parser)
-    parser.add_argument("--keep-alpha", action="store_true", help="keep the structure picture's transparency")
-    for picture, text in (("structure", "the picture may change"), ("appearance", "the appearance is taken from")):
-        parser.add_argument(f"--{picture}-mask", type=Path, metavar="FILE", help=f"white where {text}; {OPAQUE}")

@@ -76,3 +76,15 @@ def describe(
         mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
         parts.append(F.normalize(tokens - mean, dim=-1))
     return torch.cat(parts, dim=-1) / len(requests) ** 0.5
+
+
+def principal_directions(x: Tensor, count: int) -> Tensor:
+    """`[D, count]`: orthonormal directions that hold most of the rows of `[N, D]`, by subspace iteration.
+
+    torch's own routine starts from the global random state, so that a run would neither repeat nor leave it alone.
+    """
+    start = torch.randn(x.shape[1], count, generator=torch.Generator().manual_seed(0)).to(x.device)
+    for _ in range(4):
+        # On the CPU: the matrix is small, and not every accelerator has a QR decomposition.
+        start = torch.linalg.qr((x.T @ (x @ start)).cpu()).Q.to(x.device)
+    return start

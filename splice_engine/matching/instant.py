@@ -11,7 +11,7 @@ from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import Correspondence
-from .descriptors import MATCH_PATCHES
+from .descriptors import MATCH_PATCHES, principal_directions
 from .filters import box_mean, guided_filter, local_contrast, pull_push_fill, to_grey
 from .patchmatch import find_offsets, paint
 
@@ -186,24 +186,36 @@ class InstantTransfer:
         Returns:
             `[1, 3, H, W]` in 0..1.
         """
-        painted = self.painted(size)
+        return self.composite(self.painted(size))
+
+    def composite(self, painted: Tensor) -> Tensor:
+        """A painted picture of any size, `[1, 3, h, w]`, laid into A at that size where the mask allows it."""
         if self.mask is None:
             return painted
-        picture = self._structure_at(size)
+        picture = resize(self.structure, sides(painted))
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.structure))
         return composite(picture, painted, self.mask, feather)
 
     @torch.no_grad()
     def painted(self, size: int | None = None) -> Tensor:
         """The picture painted everywhere, also where the mask does not allow it; arguments as for `image`."""
+        return self.join(*self.layers(size))
+
+    def layers(self, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """B's colours at A's edges, and B's texture, which is laid over them: `[1, 3, H, W]` each, as for `image`."""
         picture = self._structure_at(size)
-        grey, at = to_grey(picture), sides(picture)
+        at = sides(picture)
+        colours = resize(self.gain, at) * to_grey(picture) + resize(self.offset, at)
+        return colours, self._paint_with_exemplar(at) - colours
+
+    def join(self, colours: Tensor, texture: Tensor) -> Tensor:
+        """The picture of both layers, with A's own detail as far as the texture's contrast allows it."""
+        at = sides(colours)
+        grey = to_grey(resize(self.structure, at))
         base = resize(self.own_gain, at) * grey + resize(self.own_offset, at)
-        colours = resize(self.gain, at) * grey + resize(self.offset, at)
         # An eye that is half as bright as dark fur around it would hardly show in white fur at the same difference.
         growth = (to_grey(colours) + DARK) / (base.clamp_min(0) + DARK)
         detail = (grey - base) * growth.clamp(1, DETAIL_GAIN)
-        texture = self._paint_with_exemplar(at) - colours
         near, far = (round(radius * min(at) / min(sides(self.gain))) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
         weight = self.settings.texture
         wanted = weight * _energy(to_grey(texture), far) + (1 - weight) * _energy(detail, far)
@@ -232,7 +244,7 @@ def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | No
     Returns:
         Offsets `[2, h/2, w/2]`, and the (height, width) of B in their pixels.
     """
-    basis = _principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
+    basis = principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
     a, b = (
         resize(picture, (picture.shape[-2] // SEARCH_SCALE, picture.shape[-1] // SEARCH_SCALE)) for picture in (a, b)
     )
@@ -266,18 +278,6 @@ def _energy(x: Tensor, radius: int) -> Tensor:
 def _with_mirror_image(x: Tensor) -> Tensor:
     """`[B, C, H, W]` with its mirror image to the right: `[B, C, H, 2·W]`."""
     return torch.cat([x, x.flip(-1)], dim=-1)
-
-
-def _principal_directions(x: Tensor, count: int) -> Tensor:
-    """`[D, count]`: orthonormal directions that hold most of the rows of `[N, D]`, by subspace iteration.
-
-    torch's own routine starts from the global random state, so that a run would neither repeat nor leave it alone.
-    """
-    start = torch.randn(x.shape[1], count, generator=torch.Generator().manual_seed(0)).to(x.device)
-    for _ in range(4):
-        # On the CPU: the matrix is small, and not every accelerator has a QR decomposition.
-        start = torch.linalg.qr((x.T @ (x @ start)).cpu()).Q.to(x.device)
-    return start
 
 
 def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tensor) -> Tensor:

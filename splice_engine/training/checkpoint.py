@@ -129,9 +129,10 @@ def _identify(run: Transfer) -> dict[str, Any]:
     terms = [[name, type(term).__name__, term.weight] for name, term in run.objective.terms.items()]
     return {
         "structure picture": _hash(run.picture),
-        "appearance picture": _hash(run.appearance),
+        "appearance picture": [_hash(picture) for picture in run.appearances],
+        "weights": list(run.shares),
         "structure mask": _hash(run.mask),
-        "appearance mask": _hash(run.appearance_mask),
+        "appearance mask": [_hash(mask) for mask in run.appearance_masks],
         "backbone": [run.backbone.name, str(run.backbone.dtype), _hash(*small.values())],
         "objective": terms,
         "generator to start from": _hash(*run._trained.state_dict().values()),

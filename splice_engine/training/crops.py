@@ -49,16 +49,16 @@ class CropSampler:
     def __init__(self, settings: Settings, rng: torch.Generator) -> None:
         self.settings = settings
         self.rng = rng
-        self._structure_cache: dict[int, Sample] = {}
-        self._appearance_cache: dict[int, Sample] = {}
+        self._structure_cache: dict[tuple[int, int], Sample] = {}
+        self._appearance_cache: dict[tuple[int, int], Sample] = {}
 
     def structure(self, pair: Pair, residual: Tensor | None = None) -> Sample:
         """A sample of the structure picture: a new one, or one of the cached crops."""
         return self._reuse(self._structure_cache, lambda: self._structure_crop(pair, residual))
 
     def appearance(self, pair: Pair) -> Sample:
-        """A sample of the appearance picture: a new one, or one of the cached crops."""
-        return self._reuse(self._appearance_cache, lambda: self.appearance_crop(pair))
+        """A sample of the appearance picture: a new one, or one of its cached crops."""
+        return self._reuse(self._appearance_cache, lambda: self.appearance_crop(pair), pair.number)
 
     def appearance_crop(self, pair: Pair) -> Sample:
         """A new sample of the appearance picture."""
@@ -105,13 +105,13 @@ class CropSampler:
         target, residual, mask = (None if x is None else crop(x) for x in (pair.matched, residual, pair.structure_mask))
         return Sample(self.augment(crop(pair.structure)), target, residual, mask)
 
-    def _reuse(self, cache: dict[int, Sample], draw: Callable[[], Sample]) -> Sample:
+    def _reuse(self, cache: dict[tuple[int, int], Sample], draw: Callable[[], Sample], number: int = 0) -> Sample:
         if not self.settings.cached_crops:
             return draw()
-        index = self._below(self.settings.cached_crops)
-        if index not in cache:
-            cache[index] = draw()
-        return cache[index]
+        place = number, self._below(self.settings.cached_crops)
+        if place not in cache:
+            cache[place] = draw()
+        return cache[place]
 
     def _jittered(self, picture: Tensor) -> Tensor:
         changes = [

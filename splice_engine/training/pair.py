@@ -22,6 +22,7 @@ class Pair:
         matched: `[1, 3, H, W]` in 0..1, the matched image, where the run needs it.
         structure_mask: `[1, 1, H, W]` in 0..1, or None.
         appearance_mask: `[1, 1, H', W']` in 0..1, or None.
+        number: Of the appearance picture, where a run has several.
     """
 
     structure: Tensor
@@ -29,6 +30,7 @@ class Pair:
     matched: Tensor | None = None
     structure_mask: Tensor | None = None
     appearance_mask: Tensor | None = None
+    number: int = 0
 
 
 @dataclass

@@ -17,6 +17,7 @@ from ..masks import composite
 from ..matching.correspondence import Correspondence
 from ..matching.descriptors import working_size
 from ..matching.instant import InstantTransfer
+from ..matching.mixture import InstantMixture
 from ..settings import RefinementSettings
 from ..vit.backbone import Backbone
 from ..vit.precision import fast_fp32
@@ -72,7 +73,7 @@ class Refinement(Run):
         return self.settings.steps
 
     @cached_property
-    def instant(self) -> InstantTransfer:
+    def instant(self) -> InstantTransfer | InstantMixture:
         """The instant transfer that is refined."""
         return InstantTransfer.between(
             self.picture, self.appearance, self.backbone, self.settings, self.mask, self.appearance_mask

@@ -96,15 +96,20 @@ def move_parts(parts: dict[str, Any], names: Sequence[str], device: torch.device
     """Moves some of a run's parts to a device, in place; those that are not there yet are passed over.
 
     Args:
-        parts: Tensors, networks, frozen dataclasses of tensors, or None.
+        parts: Tensors, networks, frozen dataclasses or tuples of them, or None.
         names: Of those that are moved.
         device: Where to.
     """
     for name in names:
-        part = parts.get(name)
-        if isinstance(part, Tensor | nn.Module):
-            parts[name] = part.to(device)
-        elif is_dataclass(part) and not isinstance(part, type):
-            tensors = {field.name: getattr(part, field.name) for field in fields(part)}
-            tensors = {key: value.to(device) for key, value in tensors.items() if isinstance(value, Tensor)}
-            parts[name] = replace(part, **tensors)
+        if name in parts:
+            parts[name] = _move(parts[name], device)
+
+
+def _move(part: Any, device: torch.device) -> Any:
+    if isinstance(part, Tensor | nn.Module):
+        return part.to(device)
+    if isinstance(part, tuple):
+        return tuple(_move(item, device) for item in part)
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: _move(getattr(part, field.name), device) for field in fields(part)})
+    return part

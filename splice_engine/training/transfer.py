@@ -53,6 +53,9 @@ class Transfer(Run):
     Attributes:
         settings: The recipe as it is run.
         step: Steps taken so far.
+        appearances: The appearance pictures, of which there is one; see `MixtureTransfer`.
+        appearance_masks: Their masks.
+        shares: How much each counts; the sum is 1.
 
     Raises:
         SpliceError: A picture, a mask or an objective that cannot be worked with.
@@ -79,6 +82,8 @@ class Transfer(Run):
             None if mask is None else check_mask(mask, name).to(self.device)
             for mask, name in ((structure_mask, "structure mask"), (appearance_mask, "appearance mask"))
         )
+        self.appearances, self.appearance_masks = [self.appearance], [self.appearance_mask]
+        self.shares: tuple[float, ...] = (1.0,)
         self.objective = objective or Objective(
             recipe_terms(settings), backbone, settings.vit_size, settings.vit_longest, settings.recompute
         )
@@ -195,15 +200,20 @@ class Transfer(Run):
 
         Its random draws are the same for all seeds, so that runs of one pair can share it.
         """
-        settings = {item.name: getattr(self.settings, item.name) for item in fields(InstantSettings)}
         return Refinement(
             self.picture,
             self.appearance,
             self.backbone,
-            RefinementSettings(**settings, steps=self.settings.refine_steps, recompute=self.settings.recompute),
+            self.refinement_settings,
             self.mask,
             self.appearance_mask,
         )
+
+    @property
+    def refinement_settings(self) -> RefinementSettings:
+        """What the recipe says of the matched image."""
+        settings = {item.name: getattr(self.settings, item.name) for item in fields(InstantSettings)}
+        return RefinementSettings(**settings, steps=self.settings.refine_steps, recompute=self.settings.recompute)
 
     @cached_property
     def _reference(self) -> Generator:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpliceError
+from ..mixing import to_shares
 
 FACETS = ("token", "key", "query", "value")
 """What is extracted per token: the block's output, or one of the three projections of its attention."""
@@ -102,7 +103,7 @@ def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:
         Their mean. Where their grids differ no patch has a counterpart: `tokens` is then `[B, 0, D]` and `grid` (0, 0).
 
     Raises:
-        SpliceError: Features that cannot be blended, or no weight above 0.
+        SpliceError: Features that cannot be blended, weights of another number, or none above 0.
     """
     first = features[0]
     for what in ("backbone", "layer", "facet"):
@@ -110,9 +111,7 @@ def blend(features: Sequence[Features], weights: Sequence[float]) -> Features:
             raise SpliceError(f"features of {what} {' and '.join(values)} cannot be blended: extract all from one")
     if len(counts := dict.fromkeys(str(len(f.cls)) for f in features)) > 1:
         raise SpliceError(f"features of {' and '.join(counts)} pictures cannot be blended: give as many of each")
-    if min(weights) < 0 or not sum(weights) > 0:
-        raise SpliceError("weights of a blend must be at least 0, and one of them above 0")
-    shares = [weight / sum(weights) for weight in weights]
+    shares = to_shares(weights, len(features), "features")
 
     def mean(parts: Sequence[Tensor]) -> Tensor:
         return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(dim=0)

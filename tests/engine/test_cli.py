@@ -187,9 +187,9 @@ def test_transparency_is_kept_on_request(transfer, files):
 def test_instant(splice, files, monkeypatch):
     between, settings = InstantTransfer.between, []
 
-    def record(*arguments):
+    def record(*arguments, **options):
         settings.append(arguments[3])
-        return between(*arguments)
+        return between(*arguments, **options)
 
     monkeypatch.setattr(InstantTransfer, "between", record)
     command = ("instant", files.structure, files.appearance, "-o", files.result, *VIT)

@@ -299,7 +299,7 @@ def test_blend_of_different_grids_has_no_patches(tiny, mixed):
 @pytest.mark.parametrize("weights", [(0, 0), (1, -1)])
 def test_blend_refuses_weights_without_a_mean(weights, tiny, square):
     features = tiny().features(square["output"])
-    with pytest.raises(SpliceError, match="weights of a blend"):
+    with pytest.raises(SpliceError, match="weights must be at least 0"):
         blend([features, features], weights)
 
 
