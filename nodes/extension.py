@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import analysis, backbone, clip, features, generator, measure, objective, sampling, transfer
+from . import analysis, backbone, clip, features, generator, measure, mixture, objective, sampling, transfer
 from .finish import register_routes
 from .folders import place_examples, register_folders
 from .schema import check_limits
@@ -19,6 +19,7 @@ class SpliceExtension(ComfyExtension):
             transfer.AppearanceTransfer,
             transfer.InstantTransfer,
             transfer.RefinedTransfer,
+            mixture.Interpolate,
             clip.Clip,
             backbone.LoadBackbone,
             features.ExtractFeatures,

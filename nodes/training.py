@@ -224,13 +224,14 @@ def run_batch(
     terms: Sequence[Term] = (),
     start: Generator | None = None,
     best_of: int = 1,
+    make_run: Callable[..., Transfer] = Transfer,
 ) -> Outcome:
     """One run for each pair that is not left alone, all from the same start; arguments as for `train`."""
     losses: list[list[dict[str, float]]] = []
     generators: list[Generator] = []
 
     def run_pair(pair: ImagePair, progress: Progress) -> Transfer:
-        run, steps = train(pair, patchers, settings, progress, terms, start, best_of)
+        run, steps = train(pair, patchers, settings, progress, terms, start, best_of, make_run)
         losses.append(steps)
         generators[:] = [run.generator]
         return run

@@ -11,6 +11,7 @@ from ..splice_engine.images import from_pil
 from . import folders, sockets
 from .convert import split_pairs, to_image
 from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, load_to_device, recall_backbone
+from .mixture import Mixture, split_mixture, weights_widget
 from .progress import Cancellable, with_progress
 from .schema import make_schema
 from .training import TrainingNode, paint_batch, refine, run_batch
@@ -52,6 +53,7 @@ class AppearanceTransfer(TrainingNode):
                 *preset_inputs(),
                 *mask_inputs(),
                 best_of_widget(),
+                weights_widget(),
             ],
             outputs=[picture_output(), generator_output()],
         )
@@ -70,12 +72,21 @@ class AppearanceTransfer(TrainingNode):
         structure_mask=None,
         appearance_mask=None,
         best_of: int = 1,
+        weights: str = "",
         **changes: float,
     ) -> io.NodeOutput:
         with engine_context():
+            pairs, mixture = split_mixture(structure, appearance, structure_mask, appearance_mask, weights)
+            if mixture:
+                changes["refine_steps"] = 0
             settings = resolve_preset(preset, **changes)
-            pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
-            outcome = run_batch(pairs, [recall_backbone(backbone_name, "auto")], settings, best_of=best_of)
+            outcome = run_batch(
+                pairs,
+                [recall_backbone(backbone_name, "auto")],
+                settings,
+                best_of=best_of,
+                make_run=mixture.make_run if mixture else engine.Transfer,
+            )
             return io.NodeOutput(outcome.image, outcome.generator)
 
 
@@ -201,6 +212,7 @@ class InstantTransfer(io.ComfyNode):
                 *mask_inputs(),
                 setting_widget("match_passes", engine.InstantSettings, optional=True),
                 setting_widget("density", engine.InstantSettings, optional=True),
+                weights_widget(),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The structure picture in the colours and texture of the other.")
@@ -209,11 +221,18 @@ class InstantTransfer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, structure, appearance, backbone, structure_mask=None, appearance_mask=None, **changes: float
+        cls,
+        structure,
+        appearance,
+        backbone,
+        structure_mask=None,
+        appearance_mask=None,
+        weights: str = "",
+        **changes: float,
     ) -> io.NodeOutput:
         with engine_context(), Cancellable(), torch.no_grad():
             settings = engine.InstantSettings(**changes)
-            pairs = split_pairs(structure, appearance, structure_mask, appearance_mask)
+            pairs, mixture = split_mixture(structure, appearance, structure_mask, appearance_mask, weights)
             pixels = max(pair.structure[0, 0].numel() for pair in pairs)
             (vit,) = load_to_device([backbone], MATCH_BYTES + PAINT_BYTES * pixels)
             results = []
@@ -221,6 +240,9 @@ class InstantTransfer(io.ComfyNode):
                 if pair.is_left_alone:
                     results.append(pair.structure)
                     continue
-                instant = engine.InstantTransfer.between(pair.structure, pair.appearance, vit, settings, **pair.masks)
+                mixed = mixture or Mixture.of(pair)
+                instant = engine.InstantMixture.between(
+                    pair.structure, mixed.appearances, vit, mixed.weights, settings, pair.structure_mask, mixed.masks
+                )
                 results.append(instant.image().cpu())
             return io.NodeOutput(to_image(results))
