@@ -187,6 +187,24 @@ def test_the_frontend_fits_the_view(workflow):
     assert "ds" not in workflow["extra"]
 
 
+SCREEN, MINIMAP = (1366, 768), (1109, 510)
+"""Pixels of a small screen, and the left upper corner of the map that the frontend lays over its lower right."""
+
+FILL, PADDING, SMALLEST_SCALE = 0.75, 10, 8 / 14
+"""What a fitted workflow fills of the screen, what is added to its sides, and below which scale no text is drawn."""
+
+
+def test_all_is_readable_on_a_small_screen(workflow):
+    boxes = [(x, y - TITLE, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in workflow["nodes"])]
+    low = [min(box[axis] for box in boxes) - PADDING for axis in (0, 1)]
+    high = [max(box[axis + 2] for box in boxes) + PADDING for axis in (0, 1)]
+    scale = FILL * min(SCREEN[axis] / (high[axis] - low[axis]) for axis in (0, 1))
+    assert scale > SMALLEST_SCALE
+    for box in boxes:
+        ends = [SCREEN[axis] / 2 + scale * (box[axis + 2] - (low[axis] + high[axis]) / 2) for axis in (0, 1)]
+        assert any(end <= edge for end, edge in zip(ends, MINIMAP, strict=True))
+
+
 def test_a_checkpoint_says_where_it_is(workflow):
     """So that ComfyUI offers to download it."""
     for node in workflow["nodes"]:
