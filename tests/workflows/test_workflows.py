@@ -66,10 +66,10 @@ def test_there_are_workflows():
 
 
 def test_names_and_the_readme_have_the_order_of_the_lessons():
-    """Each name begins with its number, and has a card and a row."""
+    """Each name begins with its number, and has a square card and a row."""
     names = [path.stem for path in WORKFLOWS]
     assert [name[:3] for name in names] == [f"{number:02} " for number in range(1, len(names) + 1)]
-    assert all(path.with_suffix(".jpg").is_file() for path in WORKFLOWS)
+    assert {Image.open(path.with_suffix(".jpg")).size for path in WORKFLOWS} == {(512, 512)}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| (\d\d .+?) \|", readme, re.M) == names
 
