@@ -23,6 +23,8 @@ from splice_engine import (
     save_picture,
 )
 from splice_engine.batch.best_of import BestOf
+from splice_engine.clip_writer import check_clip_writable, write_clip
+from splice_engine.clips import RATE, Frame, NewClip
 from splice_engine.images import resize, sides
 from splice_engine.matching.filters import box_mean
 from splice_engine.training.checkpoint import Checkpoint
@@ -270,23 +272,30 @@ def test_the_command_line_mixes(files, splice, backbone, tmp_path):
     assert width > 320 * (2 * SIZE[1] / SIZE[0] + 90 / 110 + 100 / 72)
 
 
-def test_the_command_line_interpolates_into_a_folder_or_a_video(files, splice, tmp_path):
+def test_the_command_line_interpolates(files, splice, backbone, tmp_path):
     folder = tmp_path / "frames"
     told = splice("interpolate", *files, "-o", folder, "--frames", 3, "--quiet", *VIT)
     assert (told.status, told.err) == (0, "")
-    frames = [frame.picture for frame in open_clip(folder)]
-    assert [sides(frame) for frame in frames] == [SIZE] * 3
-    for index, place in ((1, 0), (2, -1)):
-        alone = tmp_path / f"{index}.png"
-        assert splice("instant", files[0], files[index], "-o", alone, *VIT).status == 0
-        assert torch.equal(load_picture(alone), frames[place])
-    pytest.importorskip("av")
-    video = tmp_path / "out.mp4"
-    told = splice("interpolate", *files, "-o", video, "--frames", 3, "--quiet", *VIT)
-    assert (told.status, told.err) == (0, "")
-    shown = [frame.picture for frame in open_clip(video)]
-    assert len(shown) == 3
-    assert all((here - there).abs().mean() < 0.03 for here, there in zip(shown, frames, strict=True))
+    first, between, last = (frame.picture for frame in open_clip(folder))
+    structure, appearance, _ = (load_picture(path) for path in files)
+    alone = InstantTransfer.between(structure, appearance, backbone, preset("draft", density=1)).image()
+    assert (first - alone).abs().max() < 0.003  # 8 bits
+    assert min((between - end).abs().mean() for end in (first, last)) > 0.02
+
+
+def test_frames_of_no_other_clip_make_a_video(tmp_path):
+    av = pytest.importorskip("av")
+    video, clip = tmp_path / "out.mp4", NewClip(SIZE)
+    levels = [torch.full((1, 3, *SIZE), level) for level in (0.2, 0.5, 0.8)]
+    check_clip_writable(video, clip)
+    with write_clip(video, clip) as write:
+        for index, picture in enumerate(levels):
+            write(picture, Frame(picture, index / RATE, ""))
+    shown = list(open_clip(video))
+    assert [float(frame.time * RATE) for frame in shown] == [0, 1, 2]
+    assert all((frame.picture - level).abs().mean() < 0.02 for frame, level in zip(shown, levels, strict=True))
+    with av.open(str(video)) as container:
+        assert len(container.streams.audio) == 0
 
 
 MISTAKES = {
