@@ -118,8 +118,13 @@ def test_required_sockets_are_connected(workflow):
         assert [output["name"] for output in node["outputs"]] == INFO[node["type"]]["output_name"]
 
 
+LOAD_IMAGE_HEIGHT = 314
+"""Pixels to which the frontend makes every Load Image at least."""
+
+
 def test_nodes_do_not_overlap(workflow):
     boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    assert all(node["size"][1] >= LOAD_IMAGE_HEIGHT for node in workflow["nodes"] if node["type"] == "LoadImage")
     for index, (x, y, width, height) in enumerate(boxes):
         for other_x, other_y, other_width, other_height in boxes[:index]:
             apart_x = x >= other_x + other_width or other_x >= x + width
