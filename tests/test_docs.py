@@ -20,7 +20,7 @@ PAGES = [
 EXAMPLES = [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")]
 README_LINES = 120
 
-TINY = {"steps": 2, "warm_steps": 2, "size": 72, "vit_size": 56, "match_passes": 1}
+TINY = {"steps": 2, "warm_steps": 2, "refine_steps": 1, "size": 72, "vit_size": 56, "match_passes": 1}
 """What examples train with, in place of the presets' numbers."""
 
 
@@ -132,6 +132,8 @@ def small_world(tiny_backbone, tmp_path, monkeypatch):
     for kind in (splice_engine.InstantMixture, splice_engine.InstantTransfer):
         coarse = partial(kind.between, short_patches=6)
         monkeypatch.setattr(kind, "between", staticmethod(coarse))
+    few_steps = splice_engine.RefinementSettings(steps=2, size=72)
+    monkeypatch.setattr(splice_engine, "Refinement", partial(splice_engine.Refinement, settings=few_steps))
     monkeypatch.setattr(splice_engine, "preset", shrink(splice_engine.preset))
     monkeypatch.setattr(splice_engine, "inversion_preset", shrink(splice_engine.inversion_preset))
 

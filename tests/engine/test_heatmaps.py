@@ -25,7 +25,6 @@ def admiral(demo_pair):
 
 PHOTOGRAPHS = {
     "astronaut": (0.2, 0.15, 0.7, 0.88),
-    "chelsea": (0.3, 0.15, 0.75, 0.85),
     "coffee": (0.3, 0.2, 0.75, 0.75),
 }
 """What scikit-image brings, and where the object is: left, top, right and bottom as shares."""
@@ -53,10 +52,10 @@ def around(points, size, width):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("change", ["mirror", "crop"])
 def test_points_are_found_again(change, name, backbone):
-    """49 of 50 within a patch, 44 within half of one, in the mirrored picture and in a part of 75 by 80 % of it."""
+    """24 of 25 within a patch, 22 within half of one, in the mirrored picture and in a part of 75 by 80 % of it."""
     picture = photograph(name)
     height, width = sides(picture)
-    points = object_points(PHOTOGRAPHS[name], 50)
+    points = object_points(PHOTOGRAPHS[name], 25)
     if change == "mirror":
         other, expected = picture.flip(-1), torch.tensor([1.0, 0.0]) + points * torch.tensor([-1.0, 1.0])
     else:
@@ -67,8 +66,8 @@ def test_points_are_found_again(change, name, backbone):
     found = similarity_map(picture, around(points, (height, width), 14), backbone, other)
     patches = torch.tensor([*sides(found.heat)[::-1]]) / MAP_DENSITY
     errors = ((found.best() - expected) * patches).abs().amax(dim=1)
-    assert (errors <= 1).sum() >= 49
-    assert (errors <= 0.5).sum() >= 44
+    assert (errors <= 1).sum() >= 24
+    assert (errors <= 0.5).sum() >= 22
 
 
 def test_a_face_finds_the_other_face(backbone, astronaut, admiral):

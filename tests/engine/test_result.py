@@ -86,9 +86,10 @@ def limit_memory():
 
 @pytest.mark.parametrize("kind", [Transfer, Refinement])
 def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vit, limit_memory, caplog):
-    structure = resize(pair[0], (800, 1000))
-    mask = torch.zeros(1, 1, 800, 1000)
-    mask[..., :500] = 1
+    height, width = (800, 1000) if kind is Transfer else (1600, 2000)
+    structure = resize(pair[0], (height, width))
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., : width // 2] = 1
     recipes = {
         Transfer: preset("draft", **SMALL, feather=4.0),
         Refinement: RefinementSettings(size=64, steps=1, density=1, feather=4.0),
@@ -100,7 +101,7 @@ def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vi
         result = render_result(run)
     expected = run.image()
     assert "out of memory for the result at full size on cpu" in caplog.messages[0]
-    assert torch.equal(result[..., 510:], structure[..., 510:])
+    assert torch.equal(result[..., width // 2 + 10 :], structure[..., width // 2 + 10 :])
     assert (result - expected).abs().mean() < 0.02
     assert sides(result) == sides(structure)
 
