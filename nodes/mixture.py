@@ -107,7 +107,13 @@ class Interpolate(io.ComfyNode):
                 setting_widget("match_passes", InterpolationSettings, optional=True),
                 setting_widget("density", InterpolationSettings, optional=True),
             ],
-            outputs=[io.Image.Output("frames", tooltip="One batch, as Create Video takes it.")],
+            outputs=[
+                io.Image.Output(
+                    "frames",
+                    tooltip="One batch, as Create Video takes it; of odd sides without the last row or column, which a "
+                    "video cannot have.",
+                )
+            ],
         )
 
     @classmethod
@@ -122,11 +128,12 @@ class Interpolate(io.ComfyNode):
             mixture = InstantMixture.between(
                 pictures[0], pictures[1:], vit, settings=settings, structure_mask=masks[0], appearance_masks=masks[1:]
             )
-            size = (settings.frames, *sides(pictures[0]), 3)
+            height, width = (side - side % 2 for side in sides(pictures[0]))
+            size = (settings.frames, height, width, 3)
             result = torch.empty(size, device=mm.intermediate_device(), dtype=image_dtype())
             frames = mixture.frames(settings.frames)
             for index in with_progress(range(settings.frames)):
-                result[index : index + 1] = to_image([next(frames)])
+                result[index : index + 1] = to_image([next(frames)])[:, :height, :width]
             return io.NodeOutput(result)
 
 

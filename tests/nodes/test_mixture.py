@@ -66,10 +66,10 @@ def test_frames_lead_from_one_appearance_to_the_other(host, graph, several, tens
     outcome = host.run(graph(INTERPOLATE, nodes, **given, **numbers))
     assert outcome.status == "success", outcome.message
     frames = host.pictures(outcome, "save")
-    assert [frame.shape for frame in frames] == [(97, 123, 3)] * 3
+    assert [frame.shape for frame in frames] == [(96, 122, 3)] * 3  # a video has even sides
     for index, name in ((0, "first"), (2, "last")):
         alone = host.run(graph(INSTANT, nodes, appearance=link(name), density=1))
-        assert np.array_equal(host.pictures(alone, "save")[0], frames[index])
+        assert np.array_equal(host.pictures(alone, "save")[0][:96, :122], frames[index])
 
 
 BAD = {
