@@ -252,7 +252,9 @@ def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int) -> Tenso
     """Mean of `[h, w, h', w']` over `radius` equal steps of a stride along one axis of source and target, both ways."""
     if not radius:
         return volume
-    total, count = torch.zeros_like(volume), torch.zeros_like(volume)
+    total = torch.zeros_like(volume)
+    # How many there are depends on the places along this axis alone.
+    count = volume.new_zeros([side if index % 2 == axis else 1 for index, side in enumerate(volume.shape)])
     for step in range(-radius * stride, radius * stride + 1, stride):
         here: list[slice] = [slice(None)] * 4
         there = here.copy()
