@@ -82,7 +82,7 @@ def load_inputs(options: argparse.Namespace) -> Inputs:
     Raises:
         SpliceError: A file that cannot be worked with, or another number of weights or masks than of pictures.
     """
-    to_shares(options.weights, len(options.appearance))
+    to_shares(options.weights, len(options.appearance))  # refuses a wrong number before pictures are read
     structure = load_one(options.structure, "structure picture")
     check_format(options.output, sides(structure), options.keep_alpha)
     return Inputs(
