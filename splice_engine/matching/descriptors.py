@@ -1,5 +1,6 @@
 """Descriptors of a picture's cells, by which the matching compares them."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,10 @@ MATCH_FACETS = (
 )
 """What is compared: tokens of middle blocks distinguish parts, such as an eye or the rim of a slice, keys and queries
 of the last ones objects and background; both are needed. Tokens of the last blocks hold places in the picture too."""
+
+MEAN_BRIGHTNESS, MOST_GAMMA, GAMMA_STEPS = 0.5, 4.0, 5
+"""Mean of each channel of what the ViT gets, the largest exponent that brings it there (the smallest is its inverse),
+and the steps in which it is found."""
 
 CELL_PIXELS = 8
 """Pixels per cell and axis at which it is counted what a mask covers of it."""
@@ -53,8 +58,8 @@ def describe(
 ) -> Tensor:
     """Descriptors `[N, D]` whose dot products are the means of the requests' cosines.
 
-    Features of the picture and of its mirror image are added: that weakens their dependence on position, and the
-    descriptors of a mirrored picture are the mirrored descriptors.
+    The ViT gets the picture in balanced exposure. Features of it and of its mirror image are added: that weakens their
+    dependence on position, and the descriptors of a mirrored picture are the mirrored descriptors.
 
     Args:
         picture: `[1, 3, H, W]`.
@@ -62,10 +67,12 @@ def describe(
         size: (height, width) in pixels of what it gets.
         grid: (height, width) in cells.
         requests: The facets.
-        centre: `[N]` booleans, the cells whose mean is subtracted; None is all of them.
+        centre: `[N]` booleans, the cells whose mean is subtracted and whose exposure counts; None is all of them.
         density: Features that are extracted per patch and axis; they are interpolated to the grid.
     """
     picture = resize(picture.to(backbone.device), size)
+    counts = None if centre is None else F.interpolate(centre.view(1, 1, *grid).float(), size, mode="nearest")
+    picture = balance_exposure(picture, counts)
     extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density)
     parts = []
     for request in requests:
@@ -76,6 +83,26 @@ def describe(
         mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
         parts.append(F.normalize(tokens - mean, dim=-1))
     return torch.cat(parts, dim=-1) / len(requests) ** 0.5
+
+
+def balance_exposure(picture: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The picture with a gamma for each channel that makes its mean 0.5, so far as exponents of 1/4 to 4 can.
+
+    Night and snow, lamplight and shade become photographs as the ViT knows them: in a picture left as dark as it is,
+    eyes and shaded sides of objects are matched with whatever is dark.
+
+    Args:
+        picture: `[1, 3, H, W]` in 0..1.
+        weight: `[1, 1, H, W]`, how much each place counts; None is equally.
+    """
+    weight = torch.ones_like(picture[:, :1]) if weight is None else weight
+    picture = picture.clamp(0, 1)
+    gamma = torch.ones_like(picture[..., :1, :1])
+    for _ in range(GAMMA_STEPS):
+        mean = (picture**gamma * weight).sum(dim=(2, 3), keepdim=True) / weight.sum()
+        gamma = gamma * math.log(MEAN_BRIGHTNESS) / mean.clamp(1e-3, 1 - 1e-3).log()
+        gamma = gamma.clamp(1 / MOST_GAMMA, MOST_GAMMA)
+    return picture**gamma
 
 
 def principal_directions(x: Tensor, count: int) -> Tensor:
