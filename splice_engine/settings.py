@@ -25,6 +25,11 @@ def _seed() -> Any:
     return setting(0, text, low=0, high=SEEDS - 1)
 
 
+def _match_passes(default: int) -> Any:
+    text = "times the pair is matched: from the second pass on, the painted picture is matched too"
+    return setting(default, text, low=1, high=8)
+
+
 def _recompute() -> Any:
     return setting(False, "compute activations twice instead of keeping them: less memory, more time")
 
@@ -33,9 +38,7 @@ def _recompute() -> Any:
 class InstantSettings(Recipe):
     """Numbers of the instant transfer, which also makes the matched image that training is drawn to."""
 
-    match_passes: int = setting(
-        1, "times the pair is matched: from the second pass on, the painted picture is matched too", low=1, high=8
-    )
+    match_passes: int = _match_passes(1)
     texture: float = setting(
         1.0, "share of the appearance picture's texture, from 0 for colours alone to 1", low=0, high=1, step=0.05
     )
@@ -58,6 +61,7 @@ class InstantSettings(Recipe):
 class RefinementSettings(InstantSettings):
     """A recipe of refinement, which begins at the instant transfer."""
 
+    match_passes: int = _match_passes(3)
     steps: int = setting(60, "steps of refinement", low=0)
     size: int = setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()

@@ -25,9 +25,9 @@ MATCH_FACETS = (
 """What is compared: tokens of middle blocks distinguish parts, such as an eye or the rim of a slice, keys and queries
 of the last ones objects and background; both are needed. Tokens of the last blocks hold places in the picture too."""
 
-MEAN_BRIGHTNESS, MOST_GAMMA, GAMMA_STEPS = 0.5, 4.0, 5
-"""Mean of each channel of what the ViT gets, the largest exponent that brings it there (the smallest is its inverse),
-and the steps in which it is found."""
+MEAN_BRIGHTNESS, MOST_GAMMA, GAMMA_STEPS = 0.52, 4.0, 5
+"""Mean of each channel of what the ViT gets, as in a bright photograph; the largest exponent that brings it there (the
+smallest is its inverse), and the steps in which it is found."""
 
 CELL_PIXELS = 8
 """Pixels per cell and axis at which it is counted what a mask covers of it."""
@@ -86,7 +86,7 @@ def describe(
 
 
 def balance_exposure(picture: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The picture with a gamma for each channel that makes its mean 0.5, so far as exponents of 1/4 to 4 can.
+    """The picture with a gamma for each channel that makes its mean 0.52, so far as exponents of 1/4 to 4 can.
 
     Night and snow, lamplight and shade become photographs as the ViT knows them: in a picture left as dark as it is,
     eyes and shaded sides of objects are matched with whatever is dark.

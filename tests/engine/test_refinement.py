@@ -8,7 +8,7 @@ import torch
 from splice_engine import Refinement, RefinementSettings, SpliceError, TokenDistance, Transfer, measure, preset
 from splice_engine.images import resize, sides
 
-SMALL = RefinementSettings(steps=3, size=64, density=1)
+SMALL = RefinementSettings(match_passes=1, steps=3, size=64, density=1)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_token_distance_is_none_to_the_picture_itself(demo_pair, backbone):
 
 
 def test_structure_comes_nearer_and_so_do_patches(demo_pair, backbone):
-    settings = RefinementSettings(steps=10, size=224, density=1)
+    settings = RefinementSettings(match_passes=1, steps=10, size=224, density=1)
     run = Refinement(*(resize(picture, (224, 224)) for picture in demo_pair), backbone, settings)
     before = measure(run.picture, run.appearance, run.image(), backbone).structure_distance
     _, losses = finish(run)

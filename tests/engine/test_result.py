@@ -92,7 +92,7 @@ def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vi
     mask[..., : width // 2] = 1
     recipes = {
         Transfer: preset("draft", **SMALL, feather=4.0),
-        Refinement: RefinementSettings(size=64, steps=1, density=1, feather=4.0),
+        Refinement: RefinementSettings(match_passes=1, size=64, steps=1, density=1, feather=4.0),
     }
     run = kind(structure, pair[1], vit, recipes[kind], structure_mask=mask)
     for _ in run:
