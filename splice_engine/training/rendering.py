@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 WHOLE_PIXELS = 1_500_000
 """Pictures up to this many pixels are rendered in one piece."""
 
-BAND_ROWS = 128
-"""Rows of a band."""
+BAND_ROWS = 32
+"""Rows of a band: few, so that it stays in a processor's cache."""
 
 NORM_EPS = 1e-5
 """What torch's batch normalisation adds to the variance."""
@@ -119,7 +119,9 @@ class Moments:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        # `torch.var_mean` over several axes takes five times as long on CPUs.
+        mean = x.mean(dim=(0, 2, 3))
+        var = (x - mean.view(1, -1, 1, 1)).square_().mean(dim=(0, 2, 3))
         count = x.numel() // x.shape[1]
         mean, var = (mean.double(), var.double()) if x.device.type != "mps" else (mean, var)
         total = self.count + count
@@ -175,7 +177,9 @@ def _conv_norm(module: ConvNorm, x: Field, into: Tensor | None = None) -> Stored
             rows = F.pad(rows, (pad, pad, max(0, -first), max(0, last - x.height)), mode="reflect")
         y = F.conv2d(rows, conv.weight, stride=stride)
         if out is None:
-            out = y.new_empty(1, y.shape[1], height, y.shape[-1])
+            # In the layout of the convolutions, where a band is one piece of memory.
+            shape = (1, y.shape[1], height, y.shape[-1])
+            out = torch.empty(shape, device=y.device, memory_format=torch.channels_last)
         out[..., top:bottom, :] = y
         moments.add(y)
     assert out is not None
