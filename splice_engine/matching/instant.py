@@ -159,7 +159,7 @@ class InstantTransfer:
             cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
             b = resize(exemplar, sides(b))
         offsets, exemplar_size = _find_offsets(match, a, b, cost)
-        painted = paint(_with_mirror_image(b), offsets, sides(a))
+        painted = paint(b, offsets, sides(a), mirrored=True)
         grey = to_grey(a)
         gain, offset = guided_filter(grey, painted, COLOUR_RADIUS, COLOUR_VARIANCE)
         own_gain, own_offset = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
@@ -230,7 +230,8 @@ class InstantTransfer:
         exemplar_at = [
             round(side * to / of) for side, to, of in zip(self.exemplar_size, at, sides(self.offsets), strict=True)
         ]
-        return paint(_with_mirror_image(resize(self.exemplar, (exemplar_at[0], exemplar_at[1]))), self.offsets, at)
+        exemplar = resize(self.exemplar, (exemplar_at[0], exemplar_at[1]))
+        return paint(exemplar, self.offsets, at, mirrored=True)
 
     def _structure_at(self, size: int | None) -> Tensor:
         """A with a short side of so many pixels, or at its full size."""

@@ -30,6 +30,9 @@ JUMP_FACTOR = 1.5
 """What a patch found at random has to undercut: the cost so far divided by this. Patches that continue their
 neighbours' are preferred (Ashikhmin, 2001), so that B's texture comes in pieces and not in shreds."""
 
+PAINT_ROWS = 32
+"""Rows that are painted at a time, so that what this takes fits into a processor's cache."""
+
 SEARCH_LEVELS = ((2, 2), (1, 3))
 """For each level, coarse to fine: the factor by which it is smaller than the guide, and its rounds of search."""
 
@@ -61,27 +64,45 @@ def find_offsets(
         wide = F.interpolate(offsets[None], sides(level.guide), mode="nearest")[0]
         places = _clamp(level.here + (wide / reduction).round().long(), sides(level.exemplar))
         for _ in range(rounds):
-            places = level.search(places, _paint(level.exemplar, places, PATCH), rng)
+            places = level.search(places, _paint(level.exemplar, places, level.here, PATCH), rng)
         offsets = (places - level.here).float() * reduction
     return offsets
 
 
 @torch.no_grad()
-def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
+def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False) -> Tensor:
     """Paints a picture with the patches that were found, at any size.
 
     Args:
         exemplar: `[1, 3, H', W']` in 0..1, larger than the one that was searched by the factor of H and h.
         offsets: `[2, h, w]`, as `find_offsets` returns them.
         size: (height, width) of the picture.
+        mirrored: The exemplar that was searched had its mirror image to the right, which this one lacks.
 
     Returns:
         `[1, 3, H, W]` in 0..1.
     """
-    scale = [side / found for side, found in zip(size, offsets.shape[-2:], strict=True)]
-    offsets = F.interpolate(offsets[None], size, mode="nearest-exact")[0]
-    places = _positions(size, offsets.device) + (offsets * offsets.new_tensor(scale).view(2, 1, 1)).round().long()
-    return _paint(exemplar, _clamp(places, sides(exemplar)), VOTE_PATCH)
+    scale = offsets.new_tensor([side / found for side, found in zip(size, sides(offsets), strict=True)]).view(2, 1, 1)
+    nearest_row, nearest_column = (
+        _nearest(found, side).to(offsets.device) for side, found in zip(size, sides(offsets), strict=True)
+    )
+    exemplar = exemplar.contiguous(memory_format=torch.channels_last)
+    (height, width), reach = size, VOTE_PATCH // 2
+    columns = torch.arange(width, device=offsets.device)
+    picture = exemplar.new_empty(1, 3, height, width)
+    for top in range(0, height, PAINT_ROWS):
+        bottom = min(top + PAINT_ROWS, height)
+        rows = torch.arange(top - reach, bottom + reach, device=offsets.device).clamp(0, height - 1)
+        here = _positions(rows, columns)
+        places = here + (offsets[:, nearest_row[rows]][..., nearest_column] * scale).round().long()
+        painted = _paint(exemplar, places, here, VOTE_PATCH, mirrored)
+        picture[..., top:bottom, :] = painted[..., reach : reach + bottom - top, :]
+    return picture
+
+
+def _nearest(length: int, resized: int) -> Tensor:
+    """`[resized]`: for each pixel of an axis that is resized the one of its `length` pixels that is nearest."""
+    return F.interpolate(torch.arange(float(length))[None, None], resized, mode="nearest-exact")[0, 0].long()
 
 
 class _Level:
@@ -93,7 +114,7 @@ class _Level:
 
     def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor) -> None:
         self.guide, self.cost = guide, cost.flatten()
-        self.here = _positions(sides(guide), guide.device)
+        self.here = _positions(*(torch.arange(side, device=guide.device) for side in sides(guide)))
         self.exemplar = exemplar
         patches = _extract_patches(exemplar)
         centred = patches - patches.mean(dim=0)
@@ -145,9 +166,8 @@ class _Level:
         return USAGE_COST * self.usage + self.cost
 
 
-def _positions(size: tuple[int, int], device: torch.device) -> Tensor:
-    """`[2, h, w]`: row and column of each pixel."""
-    rows, columns = (torch.arange(side, device=device) for side in size)
+def _positions(rows: Tensor, columns: Tensor) -> Tensor:
+    """`[2, h, w]`: row and column of each pixel in these rows `[h]` and columns `[w]`."""
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
@@ -162,21 +182,28 @@ def _flat_index(places: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _propagate(places: Tensor, here: Tensor, size: tuple[int, int], down: int, right: int) -> Tensor:
     """For each pixel the place that continues the patch of the neighbour `down` rows and `right` columns away."""
-    rows = (here[0, :, 0] + down).clamp(0, places.shape[1] - 1)
-    columns = (here[1, 0] + right).clamp(0, places.shape[2] - 1)
+    rows, columns = (
+        (torch.arange(side, device=places.device) + step).clamp(0, side - 1)
+        for side, step in zip(sides(places), (down, right), strict=True)
+    )
     offsets = (places - here).index_select(1, rows).index_select(2, columns)
     return _clamp(offsets + here, size)
 
 
-def _paint(exemplar: Tensor, places: Tensor, side: int) -> Tensor:
+def _paint(exemplar: Tensor, places: Tensor, here: Tensor, side: int, mirrored: bool = False) -> Tensor:
     """The picture `[1, 3, h, w]` of overlapping patches of `side` pixels, averaged where they overlap."""
+    height, width = sides(exemplar)
+    size = (height, 2 * width if mirrored else width)
+    places = _clamp(places, size)
     reach = range(-(side // 2), side // 2 + 1)
-    size, here = sides(exemplar), _positions(sides(places), places.device)
-    pixels = exemplar[0].flatten(1).T.contiguous()
+    pixels = exemplar[0].permute(1, 2, 0).flatten(0, 1)
     total = pixels.new_zeros(places[0].numel(), 3)
     for down in reach:
         for right in reach:
-            total += pixels.index_select(0, _flat_index(_propagate(places, here, size, down, right), size))
+            rows, columns = _propagate(places, here, size, down, right)
+            if mirrored:
+                columns = torch.minimum(columns, 2 * width - 1 - columns)
+            total += pixels.index_select(0, (rows * width + columns).flatten())
     return (total / side**2).T.reshape(1, 3, *sides(places))
 
 

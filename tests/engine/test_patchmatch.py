@@ -93,3 +93,11 @@ def test_a_larger_picture_is_as_sharp_as_a_larger_exemplar(exemplar):
     painted = paint(large, offsets, (120, 168))
     assert (painted - large).abs().mean() < 0.05
     assert set(painted[0, 0].flatten().tolist()) & set(large[0, 0].flatten().tolist())
+
+
+@pytest.mark.parametrize("size", [(24, 30), (97, 45), (160, 224)], ids=str)
+def test_a_mirror_image_need_not_be_there(size, exemplar):
+    """Offsets that were found in an exemplar beside its mirror image, and some that lead out of it."""
+    offsets = torch.randint(-60, 120, (2, 24, 30), generator=torch.Generator().manual_seed(0)).float()
+    beside = torch.cat([exemplar, exemplar.flip(-1)], dim=-1)
+    assert torch.equal(paint(exemplar, offsets, size, mirrored=True), paint(beside, offsets, size))
