@@ -105,9 +105,9 @@ class VideoClip:
         av = import_av()
         size: tuple[int, int] | None = None
         with self.open() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames = enumerate(container.decode(stream))
+            # Never with threads for frames: they decode ahead and log in Python, and closing the file waits for them
+            # while it keeps Python waiting.
+            frames = enumerate(container.decode(container.streams.video[0]))
             while True:
                 try:
                     index, frame = next(frames)

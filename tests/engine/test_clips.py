@@ -1,6 +1,7 @@
 """Clips: read, written, transferred and measured, a frame at a time."""
 
 import json
+import subprocess
 import sys
 from contextlib import suppress
 from fractions import Fraction
@@ -128,6 +129,22 @@ def test_a_video_keeps_its_frames_times_and_sound(ending, times, tmp_path):
     shift = float(written[0].time - frames[0].time)
     assert [time for time, _ in after] == pytest.approx([time + shift for time, _ in before], abs=5e-3)
     assert list(tmp_path.glob(".splice-*")) == []
+
+
+def test_a_video_is_left_at_any_frame(tmp_path):
+    """Also where PyAV passes FFmpeg's log on to Python, as some versions of torchvision have it do."""
+    make_video(tmp_path / "a.mp4", [draw(index) for index in range(8)])
+    script = """
+import av
+from pathlib import Path
+from splice_engine import open_clip
+av.logging.set_level(av.logging.DEBUG)
+for count in range(40):
+    for index, frame in enumerate(open_clip(Path("a.mp4"))):
+        if index == count % 8:
+            break
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_a_video_of_odd_sides_gains_a_row_and_a_column(tmp_path):
