@@ -39,7 +39,7 @@ PRESETS: dict[str, Settings] = {
 }
 """`draft` learns the matched image in a warm start, then takes a few steps of the recipe. `standard` refines that image
 first, and matches three times: objects come out whole and stripes unbroken in the second and third pass. The steps of
-its generator are few and small, since larger ones lay ghosts of B's outlines over the refined picture.
+its generator are few and small, since the refined picture gains nothing by more.
 
 The structure term weighs far more than in the paper, since self-similarity is what the matched image lacks. Colour and
 contrast terms hold the output to the matched image over squares of pixels, without which the [CLS] token would leave

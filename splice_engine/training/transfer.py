@@ -29,6 +29,9 @@ from .run import Run, Step, make_forward, move_parts
 from .splicing import Splicing
 from .warm_start import WarmStart
 
+COARSE_SIDE = 64
+"""Short side in pixels of what the recipe changes in a refined picture."""
+
 
 class Transfer(Run):
     """A run on one pair: iterate to train, leave the loop to stop, take the picture whenever you like.
@@ -141,8 +144,9 @@ class Transfer(Run):
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
 
         A share of residual adds what the generator lacks of the matched image, from the first step of the recipe on
-        what it lacked then; coarse chroma is then the matched image's. Past the mask and its feather the picture is
-        exactly the structure picture.
+        what it lacked then; coarse chroma is then the matched image's. Over a refined one only the coarse part of what
+        the recipe changes is laid: its fine part has lines along which the generator is steep. Past the mask and its
+        feather the picture is exactly the structure picture.
 
         Args:
             size: Short side in pixels; None renders at the structure picture's full size.
@@ -162,9 +166,14 @@ class Transfer(Run):
             raise SpliceError(f"the run has diverged by step {self.step}: lower the learning rate, or try another seed")
         if self.settings.residual:
             matched = self.refinement.painted(size)
-            begun = self.step > self.settings.steps_before
-            lacking = matched - (render(self._reference, given, size=self.settings.size) if begun else result)
-            result = with_coarse_chroma(result.add_(lacking, alpha=self.settings.residual), matched).clamp_(0, 1)
+            whole = matched
+            if self.step > self.settings.steps_before:
+                change = result - render(self._reference, given, size=self.settings.size)
+                if self.settings.refine_steps:
+                    small = short_side_size(*sides(change), min(COARSE_SIDE, *sides(change)))
+                    change = resize(resize(change, small), sides(change))
+                whole = change.add_(matched)
+            result = with_coarse_chroma(result.lerp_(whole, self.settings.residual), matched).clamp_(0, 1)
         feather = self.settings.feather * min(sides(picture)) / min(sides(self.picture))
         return result if self.mask is None else composite(picture, result, self.mask, feather)
 

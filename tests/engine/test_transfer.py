@@ -19,7 +19,7 @@ from splice_engine import (
     preset,
     render,
 )
-from splice_engine.images import resize
+from splice_engine.images import resize, short_side_size, sides
 from splice_engine.matching.filters import to_grey, with_coarse_chroma
 from splice_engine.training.crops import CropSampler
 
@@ -234,6 +234,23 @@ def test_the_residual_lies_over_the_output(size, begin, pair, vit):
     assert (to_grey(result) - to_grey(added))[inside].abs().max() < 1e-3
     chroma, wanted, before = (resize(x - to_grey(x), (4, 4)) for x in (result, matched, added))
     assert (chroma - wanted).abs().mean() < 0.5 * (before - wanted).abs().mean()
+
+
+def test_over_a_refined_picture_lies_the_coarse_part_of_what_the_recipe_changes(begin, pair):
+    run = begin(residual=1.0, refine_steps=1, warm_steps=2, steps=3, size=128)
+    steps = iter(run)
+    for _ in range(3):
+        next(steps)
+    learnt = render(run.generator, pair[0], size=128)
+    list(steps)
+    change = render(run.generator, pair[0], size=128) - learnt
+    refined = run.refinement.painted()
+    whole, coarse = (
+        with_coarse_chroma(refined + part, refined).clamp(0, 1)
+        for part in (change, resize(resize(change, short_side_size(*sides(change), 64)), sides(change)))
+    )
+    assert (whole - coarse).abs().max() > 0.005
+    torch.testing.assert_close(run.image(), coarse)
 
 
 def test_the_losses_are_those_of_the_picture_with_its_residual(begin):
