@@ -168,6 +168,15 @@ def pair(demo_pair):
     return resize(structure, (97, 123)), resize(appearance, (118, 99))
 
 
+@pytest.fixture
+def coarse_matching(monkeypatch):
+    """Matches six patches along the short side, a tenth of the work: where it does not matter how well."""
+    from splice_engine import InstantMixture, InstantTransfer
+
+    for kind in (InstantMixture, InstantTransfer):
+        monkeypatch.setattr(kind, "between", staticmethod(partial(kind.between, short_patches=6)))
+
+
 @pytest.fixture(scope="session")
 def plain():
     """The module with a plain rendering of the paper's step."""

@@ -108,7 +108,7 @@ def tiny_backbone():
 
 
 @pytest.fixture
-def small_world(tiny_backbone, tmp_path, monkeypatch):
+def small_world(tiny_backbone, coarse_matching, tmp_path, monkeypatch):
     """A folder with the pictures that examples read; presets and backbones are tiny ones."""
     import splice_engine
 
@@ -129,10 +129,7 @@ def small_world(tiny_backbone, tmp_path, monkeypatch):
         splice_engine.save_picture(mask, tmp_path / filename)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(splice_engine.Backbone, "load", lambda *_: tiny_backbone)
-    for kind in (splice_engine.InstantMixture, splice_engine.InstantTransfer):
-        coarse = partial(kind.between, short_patches=6)
-        monkeypatch.setattr(kind, "between", staticmethod(coarse))
-    few_steps = splice_engine.RefinementSettings(steps=2, size=72)
+    few_steps = splice_engine.RefinementSettings(steps=2, size=72, match_passes=1)
     monkeypatch.setattr(splice_engine, "Refinement", partial(splice_engine.Refinement, settings=few_steps))
     monkeypatch.setattr(splice_engine, "preset", shrink(splice_engine.preset))
     monkeypatch.setattr(splice_engine, "inversion_preset", shrink(splice_engine.inversion_preset))

@@ -10,6 +10,8 @@ from splice_engine import PRESETS, Transfer, load_picture, measure, preset, rend
 from splice_engine.batch.best_of import COARSE_COST, MEASURE_COST, MOST, WARM_COST, BestOf, plan_rounds
 from splice_engine.images import resize
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 SMALL = preset("draft", size=64, vit_size=56, steps=9, warm_steps=6, density=1, cached_crops=3)
 
 

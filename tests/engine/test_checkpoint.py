@@ -1,6 +1,7 @@
 """Checkpoints: the same bits after a break, whole files, and runs that they do not belong to."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,8 @@ from splice_engine import (
 )
 from splice_engine.images import resize
 from splice_engine.training.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.usefixtures("coarse_matching")
 
 SMALL = {"size": 64, "vit_size": 56, "steps": 6, "density": 1}
 WARM = preset("draft", **SMALL, warm_steps=4, cached_crops=3)
@@ -158,6 +161,7 @@ def test_a_killed_command_goes_on(start, splice, command, tmp_path):
     try:
         while not (folder / "out.png.checkpoint").exists():
             assert child.poll() is None
+            time.sleep(0.02)
     finally:
         child.kill()
         child.communicate()

@@ -36,6 +36,8 @@ from splice_engine.cli.main import build_parser
 from splice_engine.cli.outputs import Log
 from splice_engine.images import load_alpha, resize
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu")
 TRAINING = (*VIT, "--dtype", "fp32", "--preset", "paper", "--vit-size", 56, "--quiet")
 SHAPE = (72, 88)

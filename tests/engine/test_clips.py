@@ -30,6 +30,8 @@ from splice_engine.matching.flow import consistent, optical_flow, warp
 av = pytest.importorskip("av")
 pytest.importorskip("cv2")
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu", "--dtype", "fp32")
 QUICK = ("--preset", "draft", "--steps", 1, "--warm-steps", 1, "--size", 72, "--vit-size", 56, "--density", 1)
 TRAINING = (*VIT, *QUICK, "--key-frames", 2, "--quiet")

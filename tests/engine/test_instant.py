@@ -168,6 +168,7 @@ def test_a_broken_picture_is_refused(backbone, pair):
         InstantTransfer.between(pair[0] * float("nan"), pair[1], backbone)
 
 
+@pytest.mark.usefixtures("coarse_matching")
 def test_the_warm_start_learns_the_matched_image_without_the_vit(backbone, pair, count_passes):
     run = Transfer(*pair, backbone, preset("draft", size=96, warm_steps=40, steps=1, match_passes=1, residual=0.0))
     before = (run.image(size=96) - run.pair.matched).abs().mean()

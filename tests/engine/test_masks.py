@@ -256,6 +256,7 @@ def test_masks_are_cropped_with_their_pictures(tiny):
         assert torch.equal(pictures.appearance_mask, pictures.appearance[:, :1])
 
 
+@pytest.mark.usefixtures("coarse_matching")
 def test_the_matched_image_is_that_of_the_masks(pair, tiny):
     masks = {"structure_mask": box((97, 123), 30, 70, 40, 90), "appearance_mask": box((118, 99), 0, 60, 0, 99)}
     run = Transfer(*pair, tiny(), preset("draft", **SMALL), **masks)
@@ -418,7 +419,8 @@ def files(tmp_path, pair):
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "options"), [("transfer", QUICK), ("instant", (*VIT, "--match-passes", 1))])
+@pytest.mark.usefixtures("coarse_matching")
+@pytest.mark.parametrize(("command", "options"), [("transfer", QUICK), ("instant", VIT)])
 def test_masks_on_the_command_line(command, options, splice, files):
     masks = ("--structure-mask", files / "a-mask.png", "--appearance-mask", files / "b-mask.png", "--feather", 4)
     result = splice(command, files / "a.png", files / "b.png", "-o", files / "out.png", *options, *masks)

@@ -30,6 +30,8 @@ from splice_engine.matching.filters import box_mean
 from splice_engine.training.checkpoint import Checkpoint
 from splice_engine.training.result import render_result
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 VIT = ("--backbone", OFFLINE_BACKBONE, "--device", "cpu", "--dtype", "fp32", "--density", 1)
 TINY = preset("draft", steps=4, warm_steps=3, size=64, vit_size=56, density=1, cached_crops=2)
 SIZE = (80, 96)

@@ -20,6 +20,8 @@ from splice_engine import (
 from splice_engine.images import resize, sides
 from splice_engine.training.result import render_result
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 SMALL = {"size": 64, "vit_size": 56, "steps": 2, "warm_steps": 2, "match_passes": 1, "density": 1}
 
 
@@ -86,7 +88,7 @@ def limit_memory():
 
 @pytest.mark.parametrize("kind", [Transfer, Refinement])
 def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vit, limit_memory, caplog):
-    height, width = (800, 1000) if kind is Transfer else (1600, 2000)
+    height, width = (800, 1000) if kind is Transfer else (1200, 1500)
     structure = resize(pair[0], (height, width))
     mask = torch.zeros(1, 1, height, width)
     mask[..., : width // 2] = 1

@@ -23,6 +23,8 @@ from splice_engine.images import resize, short_side_size, sides
 from splice_engine.matching.filters import to_grey, with_coarse_chroma
 from splice_engine.training.crops import CropSampler
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 SMALL = {"size": 64, "vit_size": 56, "steps": 5, "match_passes": 1}
 
 
