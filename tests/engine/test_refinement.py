@@ -8,6 +8,8 @@ import torch
 from splice_engine import Refinement, RefinementSettings, SpliceError, TokenDistance, Transfer, measure, preset
 from splice_engine.images import resize, sides
 
+pytestmark = pytest.mark.usefixtures("coarse_matching")
+
 SMALL = RefinementSettings(match_passes=1, steps=3, size=64, density=1)
 
 
