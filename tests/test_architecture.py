@@ -39,6 +39,7 @@ HEAVY = {
     "ray",
     "skimage",
     "timm",
+    "torchvision",
 }
 MAX_LINES = 300
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from ..images import sides
@@ -94,6 +93,8 @@ class CropSampler:
 
     def augment(self, picture: Tensor) -> Tensor:
         """Perhaps jittered colours, perhaps a blur, as samples of the structure picture get them: `[1, 3, h, w]`."""
+        import torchvision.transforms.v2.functional as TF  # takes as long as torch itself
+
         if self._happens(self.settings.jitter):
             picture = self._jittered(picture)
         if self._happens(self.settings.blur):
@@ -114,6 +115,8 @@ class CropSampler:
         return cache[place]
 
     def _jittered(self, picture: Tensor) -> Tensor:
+        import torchvision.transforms.v2.functional as TF
+
         changes = [
             (TF.adjust_brightness, self._uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)),
             (TF.adjust_contrast, self._uniform(1 - CONTRAST, 1 + CONTRAST)),
