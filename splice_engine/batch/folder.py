@@ -246,7 +246,9 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #202020; background: #fff }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: clamp(1rem, 4vw, 2rem); color: #202020; background: #fff }}
+h1 {{ font-size: clamp(1.2rem, 5vw, 2rem); line-height: 1.25 }}
+h1, li, figcaption {{ overflow-wrap: anywhere }}
 figure {{ margin: 0 0 2rem }}
 img {{ max-width: 100%; display: block }}
 figcaption {{ color: #555 }}
