@@ -57,7 +57,7 @@ def snapshot(folder):
 
 
 def test_a_batch_goes_on_where_it_stopped(splice, write_table, pictures, tmp_path):
-    """Bad rows are told and skipped, and a result is what `splice transfer` gives."""
+    """Bad rows are told and skipped, a result is what `splice transfer` gives, and one of other settings stays."""
     lines = [
         "structure;appearance;structure-mask;output;preset;seed;blur",
         "a.png;b.png;;one.png;;;",
@@ -99,20 +99,25 @@ def test_a_batch_goes_on_where_it_stopped(splice, write_table, pictures, tmp_pat
 
     before = snapshot(folder), snapshot(folder / "strips")
     (folder / "one.png").unlink()
-    write_table("\n".join(lines).replace("0,5", "0.5"), encoding="utf-8-sig")
+    lines[3], lines[7] = lines[3].replace("0,5", "0.5"), "b.png;a.png;;;;1;"
+    write_table("\n".join(lines), encoding="utf-8-sig")
     ended = splice(*command)
-    assert (ended.status, len(ended.complaint)) == (1, 2)
-    assert "4 of 6 pairs done" in ended.out
-    assert "(2 were there already), 2 failed" in ended.out
+    assert (ended.status, len(ended.complaint)) == (1, 3)
+    assert "3 of 6 pairs done" in ended.out
+    assert "(1 were there already), 3 failed" in ended.out
+    assert "row 8: " in ended.complaint[2]
+    assert "b-a.png is there already, made of other pictures or settings" in ended.complaint[2]
     after = snapshot(folder)
     for name in ("three.png", "b-a.png"):
         assert after[name] == before[0][name]
     assert after["one.png"][1] == before[0]["one.png"][1]
+    assert "(3 were there already), 2 failed" in splice(*command, "--overwrite").out
+    assert snapshot(folder)["b-a.png"][1] != after["b-a.png"][1]
 
 
 def test_what_was_killed_goes_on(start, splice, write_table, pictures, tmp_path):
     """No result of it is done twice, none is half written, and no process of it is left."""
-    names = [f"{number}.png" for number in range(6)]
+    names = [f"{number}.png" for number in range(5)]
     text = "structure,appearance,output,seed\n" + "".join(f"a.png,b.png,{name},{name[0]}\n" for name in names)
     folder = tmp_path / "out"
     command = ("batch", write_table(text), "-o", folder, *ON_CPU, *QUICK)
@@ -130,15 +135,15 @@ def test_what_was_killed_goes_on(start, splice, write_table, pictures, tmp_path)
     assert 2 <= len(finished) < len(names)
     ended = splice(*command)
     assert (ended.status, ended.err) == (0, "")
-    assert "6 of 6 pairs done" in ended.out
+    assert "5 of 5 pairs done" in ended.out
     assert f"({len(finished)} were there already)" in ended.out
     after = snapshot(folder)
     assert {name: after[name] for name in finished} == finished
     assert not list(folder.rglob(".splice-*"))
     assert [row["seed"] for row in read_results(folder).values()] == [name[0] for name in names]
     single = tmp_path / "single.png"
-    splice("transfer", pictures / "a.png", pictures / "b.png", "-o", single, *ON_CPU, *QUICK, "--seed", 5)
-    assert after["5.png"][1] == single.read_bytes()
+    splice("transfer", pictures / "a.png", pictures / "b.png", "-o", single, *ON_CPU, *QUICK, "--seed", 4)
+    assert after["4.png"][1] == single.read_bytes()
 
 
 def test_a_process_that_dies_is_replaced():
@@ -258,19 +263,6 @@ def test_a_folder_of_other_things_is_refused(splice, write_table, tmp_path, fill
     assert len(result.complaint) == 1
     assert words in result.err
     assert snapshot(folder) == before
-
-
-def test_results_of_other_settings_are_not_replaced_unasked(splice, write_table, tmp_path):
-    table, folder = write_table(f"structure,appearance\n{ROW}"), tmp_path / "out"
-    command = ("batch", table, "-o", folder, *ON_CPU, *QUICK)
-    assert splice(*command).status == 0
-    first = snapshot(folder)["a-b.png"]
-    ended = splice(*command, "--seed", 1)
-    assert ended.status == 1
-    assert "a-b.png is there already, made of other pictures or settings" in ended.complaint[0]
-    assert snapshot(folder)["a-b.png"] == first
-    assert splice(*command, "--seed", 1, "--overwrite").status == 0
-    assert snapshot(folder)["a-b.png"][1] != first[1]
 
 
 def test_missing_weights_end_a_batch_at_once(splice, write_table, tmp_path):
