@@ -131,7 +131,7 @@ class BatchFolder:
 
     def _draw_page(self, done: list[Row], errors: Mapping[int, str]) -> str:
         strips = "\n".join(
-            f'<figure><a href="{quote(row.output)}"><img loading="lazy" alt="" '
+            f'<figure><a href="{quote(row.output)}"><img loading="lazy" alt="{html.escape(row.output)}" '
             f'src="{quote(self._strip(row.output).relative_to(self.path).as_posix())}"></a>'
             f"<figcaption>{html.escape(self._caption(row))}</figcaption></figure>"
             for row in done

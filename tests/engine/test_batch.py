@@ -86,7 +86,7 @@ def test_a_batch_goes_on_where_it_stopped(splice, write_table, pictures, tmp_pat
         assert float(results[number]["seconds"]) > 0
         assert (folder / "strips" / f"{name}.jpg").is_file()
     page = (folder / "index.html").read_text(encoding="utf-8")
-    assert all(f'src="strips/{name}.jpg"' in page for name in ("one.png", "three.png", "b-a.png"))
+    assert all(f'alt="{name}" src="strips/{name}.jpg"' in page for name in ("one.png", "three.png", "b-a.png"))
     assert "row 4: blur must be" in page
 
     single = tmp_path / "single.png"
