@@ -12,7 +12,8 @@ from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import Correspondence
 from .descriptors import MATCH_PATCHES, principal_directions
-from .filters import box_mean, guided_filter, local_contrast, pull_push_fill, to_grey
+from .detail import find_spots, lay_detail
+from .filters import guided_filter, local_contrast, pull_push_fill, to_grey
 from .patchmatch import find_offsets, paint
 
 COHERENCE = 1
@@ -40,22 +41,8 @@ FIELD_DIMENSIONS = 24
 COLOUR_RADIUS, COLOUR_VARIANCE = 10, 1e-3
 """Guided filter that fits B's colours to A's edges: pixels of the working size, and the variance of an edge."""
 
-CONTRAST_RADIUS, REGION_RADIUS = 8, 24
-"""Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
-contrast the picture gets from B."""
-
-DETAIL_PRECEDENCE = 0.1
-"""Mean square of A's detail, over that of the texture, at which both have an equal share."""
-
-FAINT = 4e-4
-"""Variance that is not told from none: a contrast of 0.02."""
-
 DETAIL_VARIANCE = 1e-2
 """Variance above which A's own edges count as shape, which the colours carry, and not as detail."""
-
-DETAIL_GAIN, DARK = 2.0, 0.05
-"""Most by which A's detail grows, in proportion to the brightness, where the picture becomes brighter than A; and what
-is added to the brightness of both, since in the darkest places A's detail is noise."""
 
 FIELD_RADIUS, FIELD_VARIANCE = 6, 2e-4
 """Guided filter that fits the descriptors to the picture's edges: cells of the field, and the variance of an edge."""
@@ -71,6 +58,7 @@ class InstantTransfer:
         offset: `[1, 3, h, w]`: colour = gain · grey(A) + offset, at the working size, locally linear in A's edges.
         own_gain: `[1, 1, h, w]` and
         own_offset: `[1, 1, h, w]`: the same fit of A's own grey; what exceeds it is A's detail.
+        spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
         exemplar_size: (height, width) of B where the offsets are pixels.
@@ -83,6 +71,7 @@ class InstantTransfer:
     offset: Tensor
     own_gain: Tensor
     own_offset: Tensor
+    spots: Tensor
     exemplar: Tensor
     offsets: Tensor
     exemplar_size: tuple[int, int]
@@ -169,6 +158,7 @@ class InstantTransfer:
             offset,
             own_gain,
             own_offset,
+            find_spots(grey, own_gain * grey + own_offset),
             exemplar,
             offsets,
             exemplar_size,
@@ -213,17 +203,8 @@ class InstantTransfer:
         at = sides(colours)
         grey = to_grey(resize(self.structure, at))
         base = resize(self.own_gain, at) * grey + resize(self.own_offset, at)
-        # An eye that is half as bright as dark fur around it would hardly show in white fur at the same difference.
-        growth = (to_grey(colours) + DARK) / (base.clamp_min(0) + DARK)
-        detail = (grey - base) * growth.clamp(1, DETAIL_GAIN)
-        near, far = (round(radius * min(at) / min(sides(self.gain))) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
-        weight = self.settings.texture
-        wanted = weight * _energy(to_grey(texture), far) + (1 - weight) * _energy(detail, far)
-        detail = _limit_contrast(detail, wanted, far)
-        # Eyes and seams of A stand out from its detail around them: there they push B's texture aside.
-        own = _energy(detail, near)
-        share = weight * (1 - own / (own + DETAIL_PRECEDENCE * _energy(to_grey(texture), near) + FAINT))
-        return (colours + _limit_contrast(share * texture + detail, wanted, far)).clamp(0, 1)
+        scale = min(at) / min(sides(self.gain))
+        return lay_detail(colours, texture, grey, base, self.spots, self.settings.texture, scale)
 
     def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:
         """A of some size in B's pixels alone, as sharp as B is at that scale."""
@@ -263,17 +244,6 @@ def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | No
         None if cost is None else _with_mirror_image(resize(cost, sides(b))),
     )
     return offsets, sides(b)
-
-
-def _limit_contrast(x: Tensor, wanted: Tensor, radius: int) -> Tensor:
-    """`[1, C, H, W]` weakened where its grey has more than the wanted mean square `[1, 1, H, W]` around a pixel."""
-    grey = x if x.shape[1] == 1 else to_grey(x)
-    return x * ((wanted + FAINT) / (_energy(grey, radius) + FAINT)).sqrt().clamp(max=1)
-
-
-def _energy(x: Tensor, radius: int) -> Tensor:
-    """The mean square of `[1, 1, H, W]` around each pixel."""
-    return box_mean(x.square(), radius)
 
 
 def _with_mirror_image(x: Tensor) -> Tensor:
