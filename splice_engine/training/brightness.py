@@ -35,7 +35,7 @@ TOKENS = 1536
 SEMANTIC_COST = 0.5
 """Weight of the distance between descriptors beside that of the tokens: parts find their counterparts."""
 
-WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 20.0, "patches": 2.0, "tie": 3.0, "range": 1.0}
+WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "tie": 3.0, "range": 1.0}
 """Of the losses. `moments` are the means of tokens; `tie` holds means over patches to the instant transfer's; `range`
 holds pixels in 0..1."""
 
