@@ -132,9 +132,10 @@ def train_best(selection: BestOf, progress: Progress) -> tuple[Transfer, list[di
     """
     run_with_progress(selection, progress)
     progress.next(selection.steps)
-    run, steps = selection.best, []
+    run, steps = selection.best, [step.floats() for step in selection.taken]
     if not selection.steps_left:
-        run, steps = run_with_progress(run, progress)
+        run, rest = run_with_progress(run, progress)
+        steps += rest
     scores = [str(score) for score in selection.scores]
     log.info("Splice: %s", "; ".join(scores))
     show_text("\n".join([f"{run.step} steps of seed {run.settings.seed}", *scores]))

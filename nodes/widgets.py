@@ -115,8 +115,8 @@ def best_of_widget() -> io.Input:
         min=1,
         max=MOST,
         optional=True,
-        tooltip="Begin with so many seeds, from the given one on; after a few steps the worse half is left, until the "
-        "best goes on alone. Four take at most 1.8 times as long as one.",
+        tooltip="Try so many seeds, from the given one on, and keep the best by structure and appearance distance; "
+        "where time is short the worse half is left early. Four take at most 1.8 times as long as one.",
     )
 
 

@@ -1,16 +1,14 @@
 """The best of several seeds: all begin, and early measures decide which go on (successive halving)."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from statistics import median
 
 from torch import Tensor
 
 from ..analysis.metrics import measure
-from ..images import resize, short_side_size, sides
+from ..images import sides
 from ..settings import SEEDS, Settings
-from ..training.rendering import render
 from ..training.run import Run, Step
 from ..training.transfer import Transfer
 
@@ -20,9 +18,12 @@ MOST = 16
 EXTRA_COST = 0.77
 """What all seeds but the best may cost together, measures included, as a share of one run."""
 
-WARM_COST, COARSE_COST, MEASURE_COST = 0.6, 0.2, 1.0
-"""Costs in steps of the recipe: of a step of the warm start, of one at half the size, and of measuring a picture; with
-a ViT-S/14 at 256 pixels on a CPU. With larger ViTs the first two are less."""
+REFINE_COST, WARM_COST, COARSE_COST, MEASURE_COST = 1.5, 0.4, 0.1, 1.0
+"""Costs in steps of the recipe: at least of a step of refinement, of the warm start, and of the warm start at half the
+size; at most of measuring a picture. With a ViT-S/14 at 256 pixels on a CPU."""
+
+LEAST_DISTANCE = 1e-9
+"""What a distance is compared with at least."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Score:
 class BestOf(Run):
     """Runs of one transfer with different seeds, of which the best is found in less than the cost of a second run.
 
-    After each round the better half goes on, by the sum of both distances in the recipe's own weights. Iterate, then
+    They share refinement and warm start, which have no seeds. After each round the better half goes on; where all can
+    be afforded until the end, that is the only round. Better is whose worse distance, of structure and appearance, is
+    the lower one, each as a share of the median: so the best is no worse than most in either, if any is. Iterate, then
     let the best one go on: its result is the one that its seed gives alone.
 
         for step in (selection := BestOf(begin, settings, 4)):
@@ -68,7 +71,6 @@ class BestOf(Run):
         runs: That are still in it.
         scores: Of all measures taken.
         step: Steps taken so far, of all runs.
-        seed: Of the last of them.
     """
 
     def __init__(self, begin: Callable[[Settings], Transfer], settings: Settings, count: int) -> None:
@@ -77,13 +79,20 @@ class BestOf(Run):
         self.runs = [begin(replace(settings, seed=seed)) for seed in seeds]
         self.rounds = plan_rounds(self.runs[0].settings, count)
         self.scores: list[Score] = []
-        self.step, self.seed = 0, settings.seed
-        self._round = 0
+        self.step = 0
+        self._round, self._shares = 0, False
+        self._before: list[Step] = []
+        self._own: dict[int, list[Step]] = {seed: [] for seed in seeds}
 
     @property
     def best(self) -> Transfer:
         """The best run so far."""
         return self.runs[0]
+
+    @property
+    def taken(self) -> list[Step]:
+        """The steps that the best run has taken so far."""
+        return self._before + self._own[self.best.settings.seed]
 
     def image(self, size: int | None = None) -> Tensor:
         """The best run's picture so far; arguments as for `Transfer.image`."""
@@ -100,34 +109,36 @@ class BestOf(Run):
         return count_steps(self.best.settings, self._count)
 
     def __iter__(self) -> Iterator[Step]:
-        shared = self.best.settings.refine_steps if self.rounds else 0
-        steps = iter(self.best)
-        while self.best.step < shared:
-            self.step, step = self.step + 1, next(steps)
-            yield step
-        for run in self.runs[1:]:  # only the seeds differ, which take part from here on
-            run.pair, run.refinement, run.step = self.best.pair, self.best.refinement, max(run.step, shared)
+        shared = self.best.settings.steps_before if self.rounds else 0
+        yield from self._take(self.best, shared, self._before)
+        if not self._shares:
+            for run in self.runs[1:]:  # only the seeds differ, which take part from here on
+                run.begin_like(self.best)
+            self._shares = True
         while self._round < len(self.rounds):
             for run in self.runs:
-                steps = iter(run)
-                while run.step < self.rounds[self._round]:
-                    step = next(steps)
-                    self.step, self.seed = self.step + 1, run.settings.seed
-                    yield step
+                yield from self._take(run, self.rounds[self._round], self._own[run.settings.seed])
             self._halve()
             self._round += 1
 
+    def _take(self, run: Transfer, until: int, log: list[Step]) -> Iterator[Step]:
+        """The steps of a run until it has taken so many."""
+        steps = iter(run)
+        while run.step < until:
+            step = next(steps)
+            log.append(step)
+            self.step += 1
+            yield step
+
     def _halve(self) -> None:
-        """Measures the runs and leaves the worse half."""
-        settings = self.best.settings
-        size = min(settings.size or min(sides(self.picture)), *sides(self.picture))
-        found = [_measure(run, _picture(run, size)) for run in self.runs]
-        totals = [
-            settings.structure_weight * structure + settings.appearance_weight * appearance
-            for structure, appearance in found
-        ]
-        order = sorted(range(len(self.runs)), key=totals.__getitem__)
-        going_on = order[: _half(len(order))]
+        """Measures the runs and leaves the worse half; in the last round all but the best."""
+        size = min(self.best.settings.size or min(sides(self.picture)), *sides(self.picture))
+        found = [_measure(run, run.image(size)) for run in self.runs]
+        typical = [max(median(distances), LEAST_DISTANCE) for distances in zip(*found, strict=True)]
+        shares = [max(distance / of for distance, of in zip(pair, typical, strict=True)) for pair in found]
+        order = sorted(range(len(self.runs)), key=shares.__getitem__)
+        is_last = self._round == len(self.rounds) - 1
+        going_on = order[: 1 if is_last else _half(len(order))]
         for index in order:
             run = self.runs[index]
             self.scores.append(Score(run.step, run.settings.seed, *found[index], index in going_on))
@@ -141,14 +152,6 @@ def _measure(run: Transfer, picture: Tensor) -> tuple[float, float]:
     return found[0].structure_distance, sum(distances)
 
 
-def _picture(run: Transfer, size: int) -> Tensor:
-    """What a run is measured by: the generator's own picture while the residual would make all runs' equal."""
-    if run.step > run.settings.steps_before:
-        return run.image(size)
-    picture = resize(run.picture, short_side_size(*sides(run.picture), size)).to(run.device)
-    return render(run.generator, picture, size=run.settings.size)
-
-
 def plan_rounds(settings: Settings, count: int) -> list[int]:
     """Steps after which the worse half of the seeds is left, round by round, each round at the same extra cost.
 
@@ -157,19 +160,21 @@ def plan_rounds(settings: Settings, count: int) -> list[int]:
         count: Seeds.
     """
     coarse = round(settings.warm_coarse * settings.warm_steps)
-    prices = [COARSE_COST] * coarse + [WARM_COST] * (settings.warm_steps - coarse) + [1.0] * settings.steps
-    prices = [0.0] * settings.refine_steps + prices  # all seeds share it
-    spent = list(accumulate(prices))
+    before = COARSE_COST * coarse + WARM_COST * (settings.warm_steps - coarse) + REFINE_COST * settings.refine_steps
+    budget = EXTRA_COST * (before + settings.steps)
+    if count == 1:
+        return []
+    if (count - 1) * settings.steps + count * MEASURE_COST <= budget:
+        return [settings.all_steps]
     counts = [count]
-    while counts[-1] > 1:
+    while counts[-1] > 2:
         counts.append(_half(counts[-1]))
-    counts.pop()  # the best one needs no measure
-    budget = EXTRA_COST * spent[-1] - MEASURE_COST * sum(counts)
+    budget -= MEASURE_COST * sum(counts)
     rounds: list[int] = []
     at = 0.0
     for count in counts:
         at += max(0.0, budget) / len(counts) / (count - 1)
-        rounds.append(max(1, bisect_right(spent, at)))
+        rounds.append(settings.steps_before + min(settings.steps, max(1, int(at))))
     return rounds
 
 
@@ -181,7 +186,7 @@ def count_steps(settings: Settings, count: int) -> int:
         count: Seeds.
     """
     rounds = plan_rounds(settings, count)
-    before = total = settings.refine_steps if rounds else 0
+    before = total = settings.steps_before if rounds else 0
     for step in rounds:
         total += count * (step - before)
         before, count = step, _half(count)

@@ -32,7 +32,7 @@ def add_best_of(parser: argparse.ArgumentParser) -> None:
         type=parse_best_of,
         default=1,
         metavar="N",
-        help="begin with N seeds and go on with the best by its early distances, at most 1.8 times the cost of one",
+        help="try N seeds and keep the best by its distances, at most 1.8 times the cost of one",
     )
 
 
@@ -49,12 +49,9 @@ def choose_run(begin: Callable[[Settings], Transfer], settings: Settings, option
     if options.best_of == 1:
         return Choice(begin(settings))
     selection = BestOf(begin, settings, options.best_of)
-    shared: list[dict[str, float]] = []  # of refinement, which all seeds have in common
-    lines: dict[int, list[dict[str, float]]] = {}
-    for step in iterate_with_bar(selection, options.quiet, f"{options.best_of} seeds"):
-        own = shared if step.index < selection.best.settings.refine_steps else lines.setdefault(selection.seed, [])
-        own.append({"step": step.index, **step.floats()})
+    for _ in iterate_with_bar(selection, options.quiet, f"{options.best_of} seeds"):
+        pass
     for score in selection.scores:
         print(score)
-    run = selection.best
-    return Choice(run, shared + lines.get(run.settings.seed, []), selection.steps_left > 0)
+    lines = [{"step": step.index, **step.floats()} for step in selection.taken]
+    return Choice(selection.best, lines, selection.steps_left > 0)

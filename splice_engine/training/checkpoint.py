@@ -19,7 +19,7 @@ from .pair import Sample
 from .terms import FeatureTerm
 from .transfer import Transfer
 
-FORMAT = "splice-checkpoint-1"
+FORMAT = "splice-checkpoint-2"
 """Marks a file as a checkpoint."""
 
 SCHEDULES = {"_warm_start": "cycle", "_splicing": "decay"}
@@ -166,8 +166,8 @@ def _take_state(run: Transfer) -> dict[str, Any]:
             "index": phase.index,
             "optimizer": phase.optimizer.state_dict(),
             "schedule": getattr(phase, SCHEDULES[name]).state_dict(),
+            "rng": phase.sampler.rng.get_state(),
         },
-        "rng": run._sampler.rng.get_state(),
         "crops": [
             {index: _to_plain(run, sample) for index, sample in vars(run._sampler)[cache].items()} for cache in CACHES
         ],
@@ -191,7 +191,7 @@ def _put_state(run: Transfer, state: Mapping[str, Any]) -> None:
         phase.index = state["phase"]["index"]
         phase.optimizer.load_state_dict(state["phase"]["optimizer"])
         getattr(phase, SCHEDULES[name]).load_state_dict(state["phase"]["schedule"])
-    run._sampler.rng.set_state(state["rng"])
+        phase.sampler.rng.set_state(state["phase"]["rng"])
     for cache, crops in zip(CACHES, state["crops"], strict=True):
         vars(run._sampler)[cache] = {index: _from_plain(run, values) for index, values in crops.items()}
 

@@ -27,7 +27,7 @@ from .refinement import Refinement
 from .rendering import render
 from .run import Run, Step, make_forward, move_parts
 from .splicing import Splicing
-from .warm_start import WarmStart
+from .warm_start import WARM_SEED, WarmStart
 
 COARSE_SIDE = 64
 """Short side in pixels of what the recipe changes in a refined picture."""
@@ -95,7 +95,8 @@ class Transfer(Run):
             settings = replace(settings, whole=1.0, flip=0.0)
         self.settings = settings
         self._starts_from_noise = generator is None and settings.warm_steps == 0
-        start = Generator(seed=settings.seed) if generator is None else copy.deepcopy(generator)
+        seed = WARM_SEED if settings.warm_steps else settings.seed
+        start = Generator(seed=seed) if generator is None else copy.deepcopy(generator)
         start.finished = None  # of the pair that it was trained on before
         self._trained = start.to(self.device)
         short = min(sides(self.picture))
@@ -139,6 +140,14 @@ class Transfer(Run):
         if self.step < self.settings.refine_steps:
             return self.refinement
         return self._warm_start if self.step < self.settings.steps_before else self._splicing
+
+    def begin_like(self, other: "Transfer") -> None:
+        """Takes over what another run has done before the recipe's first step, where only their seeds differ."""
+        self.pair, self.refinement, self.step = other.pair, other.refinement, other.step
+        if self.settings.warm_steps:
+            self._trained.load_state_dict(other._trained.state_dict())
+            if self._average is not None and other._average is not None:
+                self._average.load_state_dict(other._average.state_dict())
 
     def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.
@@ -231,7 +240,7 @@ class Transfer(Run):
 
     @cached_property
     def _warm_start(self) -> WarmStart:
-        return WarmStart(self._trained, self._forward, self.pair, self._sampler, self.objective.backbone, self.settings)
+        return WarmStart(self._trained, self._forward, self.pair, self.objective.backbone, self.settings)
 
     @cached_property
     def _splicing(self) -> Splicing:

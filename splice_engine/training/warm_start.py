@@ -15,17 +15,20 @@ from .objective import Objective, Pictures
 from .pair import Pair, Sample
 from .run import backward
 
+WARM_SEED = 0
+"""Of the warm start, and of the generator that it begins with."""
+
 
 class WarmStart:
     """The first steps of a run; like `Splicing` it has a `take_step()`.
 
     The matched image is learnt whole, without crops or flips: half as many steps reach as far, and those come later.
+    Its random draws are the same for all seeds, so that runs of one pair can share it.
 
     Args:
         generator: Whose weights are trained.
         forward: Applies it.
         pair: With its matched image.
-        sampler: Draws crops of B.
         backbone: Of the run; it takes no part.
         settings: The recipe.
     """
@@ -35,11 +38,11 @@ class WarmStart:
         generator: Generator,
         forward: Callable[[Tensor], Tensor],
         pair: Pair,
-        sampler: CropSampler,
         backbone: Backbone,
         settings: Settings,
     ) -> None:
-        self.forward, self.pair, self.sampler, self.settings = forward, pair, sampler, settings
+        self.forward, self.pair, self.settings = forward, pair, settings
+        self.sampler = CropSampler(settings, torch.Generator().manual_seed(WARM_SEED))
         self.index = 0
         self.objective = Objective([MatchedL1(), Reconstruction()], backbone)
         highest = settings.warm_learning_rate

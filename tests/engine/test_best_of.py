@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 import pytest
 import torch
 
-from splice_engine import PRESETS, Transfer, load_picture, measure, preset, render, save_picture
-from splice_engine.batch.best_of import COARSE_COST, MEASURE_COST, MOST, WARM_COST, BestOf, plan_rounds
+from splice_engine import PRESETS, Transfer, load_picture, measure, preset, save_picture
+from splice_engine.batch.best_of import COARSE_COST, MEASURE_COST, MOST, REFINE_COST, WARM_COST, BestOf, plan_rounds
 from splice_engine.images import resize
+from splice_engine.presets import DEFAULT_PRESET
 
 pytestmark = pytest.mark.usefixtures("coarse_matching")
 
@@ -18,16 +20,9 @@ SMALL = preset("draft", size=64, vit_size=56, steps=9, warm_steps=6, density=1, 
 def price(settings, first, last):
     """Cost of the steps from one to another, in steps of the recipe."""
     coarse = round(settings.warm_coarse * settings.warm_steps)
-    prices = [COARSE_COST if step < coarse else WARM_COST for step in range(settings.warm_steps)]
-    shared = [0.0] * settings.refine_steps
-    return sum([*shared, *prices, *[1.0] * settings.steps][first:last])
-
-
-def picture_of(run):
-    """What a seed is measured by: until the recipe begins the residual would make all alike."""
-    if run.step > run.settings.steps_before:
-        return run.image(64)
-    return render(run.generator, resize(run.picture, (64, 78)), size=64)
+    prices = [REFINE_COST] * settings.refine_steps
+    prices += [COARSE_COST if step < coarse else WARM_COST for step in range(settings.warm_steps)]
+    return sum([*prices, *[1.0] * settings.steps][first:last])
 
 
 @pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS)
@@ -37,12 +32,17 @@ def test_the_cost_is_below_1_8_runs(settings, count):
     rounds = plan_rounds(settings, count)
     assert rounds == sorted(rounds)
     cost = single = price(settings, 0, settings.all_steps)
-    before, left = 0, count
+    before, left = settings.steps_before, count
     for step in rounds:
         cost += (left - 1) * price(settings, before, step) + left * MEASURE_COST
         before, left = step, (left + 1) // 2
-    assert left == 1
+    assert left == 1 or rounds == [settings.all_steps]
     assert cost <= 1.8 * single
+
+
+def test_four_seeds_of_the_default_recipe_are_measured_at_their_end():
+    settings = PRESETS[DEFAULT_PRESET]
+    assert plan_rounds(settings, 4) == [settings.all_steps]
 
 
 @pytest.mark.parametrize("refine_steps", [0, 2])
@@ -60,14 +60,16 @@ def test_the_best_goes_on_as_its_seed_alone(refine_steps, pair, tiny):
     assert [score.goes_on for score in first] == [True, True, False, False]
     assert [score.goes_on for score in second] == [True, False]
     assert {score.seed for score in second} == {score.seed for score in first if score.goes_on}
-    totals = [6 * score.appearance_distance + 300 * score.structure_distance for score in first]
-    assert totals == sorted(totals)
+    distances = [(score.structure_distance, score.appearance_distance) for score in first]
+    typical = [median(values) for values in zip(*distances, strict=True)]
+    worse = [max(structure / typical[0], appearance / typical[1]) for structure, appearance in distances]
+    assert worse == sorted(worse)
     for score in (first[0], first[-1]):
         run = Transfer(*pictures, backbone, replace(settings, seed=score.seed))
         for _ in run:
             if run.step == score.step:
                 break
-        alone = measure(*pictures, picture_of(run), backbone)
+        alone = measure(*pictures, run.image(64), backbone)
         assert alone.structure_distance == score.structure_distance
         assert alone.appearance_distance == score.appearance_distance
     best = selection.best

@@ -104,7 +104,7 @@ def test_a_damaged_file_is_told(pair, tiny, tmp_path, damage):
 
 def test_a_file_with_code_in_it_is_not_run(pair, tiny, tmp_path):
     path = tmp_path / "a.checkpoint"
-    torch.save({"format": "splice-checkpoint-1", "identity": pytest.fail}, path)
+    torch.save({"format": "splice-checkpoint-2", "identity": pytest.fail}, path)
     with pytest.raises(SpliceError, match="is no checkpoint"):
         Checkpoint(begin(pair, tiny(), WARM), path).restore()
 
