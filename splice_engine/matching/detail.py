@@ -22,6 +22,9 @@ is added to the brightness of both, since in the darkest places A's detail is no
 SPOT_BLUR, SPOT_RADIUS, SPOT_SURROUNDINGS = 3, 6, 40
 """Pixels of the working size: over which noise is averaged before spots are sought, of a spot, and around it."""
 
+SPOT_FAINT = 1e-4
+"""Mean square of a contrast, as a share of the brightness, that is not told from none."""
+
 SPOT_CONTRAST = 3.0
 """Mean square of a spot, over that of the detail around it, from which it counts as one; from twice as much on, fully.
 At half of it folds and the tips of fur count too."""
@@ -44,7 +47,7 @@ def find_spots(grey: Tensor, base: Tensor) -> Tensor:
     contrast = box_mean(box_mean(contrast, SPOT_BLUR), SPOT_BLUR)
     own = _energy(contrast.clamp(max=0), SPOT_RADIUS)
     around = box_mean(_energy(contrast, SPOT_RADIUS), SPOT_SURROUNDINGS)
-    return box_mean((own / (around + FAINT / 4) / SPOT_CONTRAST - 1).clamp(0, 1), SPOT_RADIUS)
+    return box_mean((own / (around + SPOT_FAINT) / SPOT_CONTRAST - 1).clamp(0, 1), SPOT_RADIUS)
 
 
 def lay_detail(
