@@ -171,14 +171,17 @@ class Correspondence:
             `[2, h, w]` integers: row and column in the target's grid, columns from its width on in the mirror image.
         """
         width = self.target_grid[1]
-        similarity, index = self._best(radius)
-        row, column = index // width, index % width
-        if mirror:
-            mirrored_similarity, index = self._best(radius, mirrored=True)
-            better = mirrored_similarity > similarity
-            row = torch.where(better, index // width, row)
-            column = torch.where(better, 2 * width - 1 - index % width, column)
-        return torch.stack([row, column])
+        crowding = LOCAL_SCALING * self.crowding.view(self.target_grid)
+        parts = []
+        for _, volumes in self._volumes(radius, mirror, crowding=crowding):
+            plain, *mirrored = (self._exclude_unmatchable(volume.flatten(2)).max(dim=-1) for volume in volumes)
+            row, column = plain.indices // width, plain.indices % width
+            for best in mirrored:
+                better = best.values > plain.values
+                row = torch.where(better, best.indices // width, row)
+                column = torch.where(better, 2 * width - 1 - best.indices % width, column)
+            parts.append(torch.stack([row, column]))
+        return torch.cat(parts, dim=1)
 
     @cached_property
     def crowding(self) -> Tensor:
@@ -186,13 +189,6 @@ class Correspondence:
         count = min(CROWDING_PATCHES * self.density**2, len(self.source))
         parts = self.target.split(max(1, CHUNK_ENTRIES // len(self.source)))
         return torch.cat([(part @ self.source.T).topk(count).values.mean(dim=1) for part in parts])
-
-    def _best(self, radius: int, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """Highest similarity of each source cell and the flat index of the target's cell, `[h, w]` each."""
-        crowding = LOCAL_SCALING * self.crowding.view(self.target_grid)
-        volumes = self._volumes(radius, mirrored, crowding=crowding)
-        found = [self._exclude_unmatchable(volume.flatten(2)).max(dim=-1) for _, volume in volumes]
-        return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
     def similarity(self, selected: Tensor, radius: int = 0) -> Tensor:
         """Similarity of each target patch to some patches of the source.
@@ -207,21 +203,21 @@ class Correspondence:
         weights = selected[0, 0] / selected.sum()
         occupied = weights.any(dim=1).nonzero()
         rows_used = range(int(occupied.min()), int(occupied.max()) + 1)
-        similarities = []
-        for mirrored in (False, True):
-            volumes = self._volumes(radius, mirrored, rows_used)
-            parts = [torch.tensordot(weights[rows], part, dims=2) for rows, part in volumes]
-            similarities.append(torch.stack(parts).sum(dim=0))
-        return torch.maximum(*similarities)[None, None]
+        parts = [
+            torch.stack([torch.tensordot(weights[rows], volume, dims=2) for volume in volumes])
+            for rows, volumes in self._volumes(radius, True, rows_used)
+        ]
+        return torch.stack(parts).sum(dim=0).amax(dim=0)[None, None]
 
     def _volumes(
-        self, radius: int, mirrored: bool = False, rows: range | None = None, crowding: Tensor | float = 0.0
-    ) -> Iterator[tuple[slice, Tensor]]:
+        self, radius: int, mirror: bool, rows: range | None = None, crowding: Tensor | float = 0.0
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
         """Similarities averaged over neighbours, `[rows, w, h', w']`, a band of rows of the source at a time.
 
         Args:
             radius: As for `matches`.
-            mirrored: Whether the neighbour to the right is compared with the one to the left in the target.
+            mirror: Whether those come too for which the neighbour to the right is compared with the target's to the
+                left.
             rows: The rows of the source that are needed; None is all of them.
             crowding: `[h', w']`, taken off the similarities before they are averaged.
         """
@@ -230,12 +226,14 @@ class Correspondence:
         for top, bottom in self._bands(reach, range(height) if rows is None else rows):
             first, last = max(0, top - reach), min(height, bottom + reach)
             similarity = self.source[first * width : last * width] @ self.target.T
-            volume = similarity.view(last - first, width, *self.target_grid) - crowding
-            volume = volume.flip(-1) if mirrored else volume
-            for axis in (0, 1):
-                volume = _diagonal_mean(volume, axis, radius, self.density)
-            volume = volume.flip(-1) if mirrored else volume
-            yield slice(top, bottom), volume[top - first : bottom - first]
+            by_row = _diagonal_mean(
+                similarity.view(last - first, width, *self.target_grid) - crowding, 0, radius, self.density
+            )
+            by_row = by_row[top - first : bottom - first]
+            volumes = [_diagonal_mean(by_row, 1, radius, self.density)]
+            if mirror:
+                volumes.append(_diagonal_mean(by_row, 1, radius, self.density, mirrored=True))
+            yield slice(top, bottom), volumes
 
     def _exclude_unmatchable(self, similarity: Tensor) -> Tensor:
         """Similarities `[..., M]` with minus infinity for the target patches that may not be matched."""
@@ -248,8 +246,11 @@ class Correspondence:
             yield top, min(top + step, rows.stop)
 
 
-def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int) -> Tensor:
-    """Mean of `[h, w, h', w']` over `radius` equal steps of a stride along one axis of source and target, both ways."""
+def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int, mirrored: bool = False) -> Tensor:
+    """Mean of `[h, w, h', w']` over `radius` equal steps of a stride along one axis of source and target, both ways.
+
+    Mirrored, each step along the source's axis is one back along the target's.
+    """
     if not radius:
         return volume
     total = torch.zeros_like(volume)
@@ -258,10 +259,10 @@ def _diagonal_mean(volume: Tensor, axis: int, radius: int, stride: int) -> Tenso
     for step in range(-radius * stride, radius * stride + 1, stride):
         here: list[slice] = [slice(None)] * 4
         there = here.copy()
-        for side in (axis, axis + 2):
+        for side, shift in ((axis, step), (axis + 2, -step if mirrored else step)):
             length = volume.shape[side]
-            here[side] = slice(max(0, -step), length - max(0, step))
-            there[side] = slice(max(0, step), length - max(0, -step))
+            here[side] = slice(max(0, -shift), max(0, length - max(0, shift)))
+            there[side] = slice(max(0, shift), max(0, length - max(0, -shift)))
         if volume[tuple(here)].numel():
             total[tuple(here)] += volume[tuple(there)]
             count[tuple(here)] += 1

@@ -57,6 +57,39 @@ def test_coherence_makes_neighbours_match_neighbours(backbone, pair):
     assert jumps(2) < 0.75 * jumps(0)
 
 
+@pytest.mark.parametrize("density", [1, 2])
+def test_similarities_are_means_over_neighbours_in_either_order(density):
+    """Also where the neighbours reach past both sides of the picture."""
+    grids, radius, steps = ((6, 3), (5, 4)), 2, (-2, -1, 0, 1, 2)
+    source, target = (
+        F.normalize(torch.randn(height * width, 8, generator=torch.Generator().manual_seed(height)), dim=-1)
+        for height, width in grids
+    )
+    match = Correspondence(source, target, *grids, density=density)
+    cosines = (source @ target.T).view(*grids[0], *grids[1])
+
+    def mean(cell, place, sign):
+        """Over rows, then over columns, of those that both pictures have."""
+        rows, columns = (
+            [
+                (own + step * density, other + sign * step * density)
+                for step in steps
+                if 0 <= own + step * density < grids[0][axis] and 0 <= other + sign * step * density < grids[1][axis]
+            ]
+            for axis, (own, other, sign) in enumerate(((cell[0], place[0], 1), (cell[1], place[1], sign)))
+        )
+        return sum(cosines[r, c, k, m] for r, k in rows for c, m in columns) / (len(rows) * len(columns))
+
+    for cell in ((0, 0), (4, 1)):
+        selected = torch.zeros(1, 1, *grids[0])
+        selected[0, 0, cell[0], cell[1]] = 1
+        found = match.similarity(selected, radius)[0, 0]
+        for row in range(5):
+            for column in range(4):
+                expected = max(mean(cell, (row, column), sign) for sign in (1, -1))
+                assert found[row, column] == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_refining_finds_parts_that_the_first_match_mixed_up(backbone):
     picture = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None] / 255
     negative = 1 - picture
