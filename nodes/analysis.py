@@ -37,6 +37,7 @@ from .widgets import (
     head_widget,
     layer_widget,
     mass_widget,
+    override_widget,
     point_widget,
     preset_inputs,
     resolve_preset,
@@ -264,6 +265,7 @@ class Ablation(TrainingNode):
                 io.Image.Input("appearance", tooltip="The picture whose appearance is transferred, one."),
                 backbone_input("The ViT of all runs."),
                 *preset_inputs(default="paper"),
+                override_widget("warm_steps", optional=True),
             ],
             outputs=[io.Image.Output("image", tooltip="A sheet of the pair and of all results, each with its name.")],
         )

@@ -206,6 +206,9 @@ def test_ablation_runs_through_all_losses(host, run_node):
     assert outcome.progress == sorted(outcome.progress)
     assert outcome.progress[-1] == 4 * RECIPE["steps"]  # all losses, and without each of three
     (sheet,) = host.pictures(outcome, "save")
+    warm = run_node("SpliceAblation", warm_steps=1)
+    assert warm.status == "success", warm.message
+    assert warm.progress[-1] == 4 * (1 + RECIPE["steps"])
     early = run_node("SpliceAblation", steps=5000, seed=1, on_progress=lambda _: host.finish("it"))
     assert early.status == "success", early.message
     (one_row,) = host.pictures(early, "save")
