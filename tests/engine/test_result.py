@@ -88,7 +88,7 @@ def limit_memory():
 
 @pytest.mark.parametrize("kind", [Transfer, Refinement])
 def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vit, limit_memory, caplog):
-    height, width = (800, 1000) if kind is Transfer else (1200, 1500)
+    height, width = (800, 1000) if kind is Transfer else (1600, 2000)
     structure = resize(pair[0], (height, width))
     mask = torch.zeros(1, 1, height, width)
     mask[..., : width // 2] = 1
@@ -99,7 +99,7 @@ def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vi
     run = kind(structure, pair[1], vit, recipes[kind], structure_mask=mask)
     for _ in run:
         pass
-    with limit_memory(75_000_000):  # half the size needs 55 million, the full size more than the heap may hold beside
+    with limit_memory(120_000_000 if kind is Transfer else 180_000_000):  # the heap of other tests comes to it
         result = render_result(run)
     expected = run.image()
     assert "out of memory for the result at full size on cpu" in caplog.messages[0]
