@@ -1,4 +1,4 @@
-"""The best of several seeds: all begin, and early measures decide which go on (successive halving)."""
+"""The best of several seeds: all begin, and measures decide which go on (successive halving)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Score:
         seed: Its number.
         structure_distance: Of its picture then, see `Measurement`.
         appearance_distance: Likewise.
-        goes_on: Whether it was in the better half.
+        goes_on: Whether it was in the better half; in the last round, whether it was the best.
     """
 
     step: int
@@ -80,7 +80,7 @@ class BestOf(Run):
         self.rounds = plan_rounds(self.runs[0].settings, count)
         self.scores: list[Score] = []
         self.step = 0
-        self._round, self._shares = 0, False
+        self._round, self._is_shared = 0, False
         self._before: list[Step] = []
         self._own: dict[int, list[Step]] = {seed: [] for seed in seeds}
 
@@ -111,10 +111,10 @@ class BestOf(Run):
     def __iter__(self) -> Iterator[Step]:
         shared = self.best.settings.steps_before if self.rounds else 0
         yield from self._take(self.best, shared, self._before)
-        if not self._shares:
+        if not self._is_shared:
             for run in self.runs[1:]:  # only the seeds differ, which take part from here on
                 run.begin_like(self.best)
-            self._shares = True
+            self._is_shared = True
         while self._round < len(self.rounds):
             for run in self.runs:
                 yield from self._take(run, self.rounds[self._round], self._own[run.settings.seed])
