@@ -1,5 +1,6 @@
 """Image filters: box mean, guided filter, local contrast, coarse chroma and pull-push filling."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -45,24 +46,63 @@ def _window_mean(x: Tensor, dim: int, size: int) -> Tensor:
         width *= 2
 
 
-def guided_filter(guide: Tensor, picture: Tensor, radius: int, variance: float) -> tuple[Tensor, Tensor]:
-    """Gain and offset with which a guide locally explains a picture (He et al., "Guided Image Filtering", 2013).
+@dataclass(frozen=True)
+class LocalFit:
+    """A picture as a guide locally explains it: a linear function of the guide's channels, which changes from place to
+    place so smoothly that it can be enlarged and applied to a larger guide (He and Sun, "Fast Guided Filter", 2015).
 
-    Both are smooth enough to be enlarged and applied to a larger guide (He and Sun, "Fast Guided Filter", 2015).
+    Attributes:
+        gain: `[G, C, H, W]`, of each channel of the guide for each of the picture.
+        offset: `[1, C, H, W]`.
+    """
+
+    gain: Tensor
+    offset: Tensor
+
+    def apply(self, guide: Tensor) -> Tensor:
+        """The picture `[1, C, h, w]` that a guide `[1, G, h, w]` of any size gives."""
+        at = sides(guide)
+        picture = resize(self.offset, at)
+        for gain, channel in zip(self.gain.split(1), guide.split(1, dim=1), strict=True):
+            picture = torch.addcmul(picture, resize(gain, at), channel)
+        return picture
+
+
+def guided_filter(guide: Tensor, picture: Tensor, radius: int, variance: float) -> LocalFit:
+    """Fits a picture to a guide within a window around each pixel (He et al., "Guided Image Filtering", 2013).
 
     Args:
-        guide: `[1, 1, H, W]`.
+        guide: `[1, G, H, W]`: a grey picture, or one in colours, whose edges are then those in any of them.
         picture: `[1, C, H, W]`.
         radius: Of the window, in pixels.
         variance: Of the guide, above which its edges are kept.
-
-    Returns:
-        Gain and offset, `[1, C, H, W]` each: picture ≈ gain · guide + offset.
     """
     mean = partial(box_mean, radius=radius)
     guide_mean, picture_mean = mean(guide), mean(picture)
-    gain = (mean(guide * picture) - guide_mean * picture_mean) / (mean(guide**2) - guide_mean**2 + variance)
-    return mean(gain), mean(picture_mean - gain * guide_mean)
+    channels = guide.shape[1]
+    # Each matrix has a row per channel of the guide.
+    covariances = [mean(guide[:, row, None] * guide) - guide_mean[:, row, None] * guide_mean for row in range(channels)]
+    shared = [mean(guide[:, row, None] * picture) - guide_mean[:, row, None] * picture_mean for row in range(channels)]
+    ridge = variance * torch.eye(channels, device=guide.device)[..., None, None]
+    gain = _solve(torch.cat(covariances) + ridge, torch.cat(shared))
+    return LocalFit(mean(gain), mean(picture_mean - (gain * guide_mean.transpose(0, 1)).sum(dim=0, keepdim=True)))
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solves `matrix` `[G, G, H, W]`, symmetric and positive definite at each pixel, for `right` `[G, C, H, W]`.
+
+    By elimination, which needs no pivoting in such a matrix, and no operator that an accelerator may lack.
+    """
+    rows, solution = list(matrix), list(right)
+    for pivot in range(len(rows)):
+        scale = rows[pivot][pivot]
+        rows[pivot], solution[pivot] = rows[pivot] / scale, solution[pivot] / scale
+        for other in range(len(rows)):
+            if other != pivot:
+                factor = rows[other][pivot]
+                rows[other] = rows[other] - factor * rows[pivot]
+                solution[other] = solution[other] - factor * solution[pivot]
+    return torch.stack(solution)
 
 
 def local_contrast(picture: Tensor) -> Tensor:

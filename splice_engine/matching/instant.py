@@ -13,7 +13,7 @@ from ..vit.backbone import Backbone
 from .correspondence import Correspondence
 from .descriptors import MATCH_PATCHES, principal_directions
 from .detail import find_spots, lay_detail
-from .filters import guided_filter, local_contrast, pull_push_fill, to_grey
+from .filters import LocalFit, guided_filter, local_contrast, pull_push_fill, to_grey
 from .patchmatch import find_offsets, paint
 
 COHERENCE = 1
@@ -54,10 +54,8 @@ class InstantTransfer:
 
     Attributes:
         structure: `[1, 3, H, W]`, the whole of A.
-        gain: `[1, 3, h, w]` and
-        offset: `[1, 3, h, w]`: colour = gain · grey(A) + offset, at the working size, locally linear in A's edges.
-        own_gain: `[1, 1, h, w]` and
-        own_offset: `[1, 1, h, w]`: the same fit of A's own grey; what exceeds it is A's detail.
+        colours: B's, as A's colours explain them at the working size: they follow A's edges.
+        smooth: The same fit of A's grey to itself; what exceeds it is A's detail.
         spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
@@ -67,10 +65,8 @@ class InstantTransfer:
     """
 
     structure: Tensor
-    gain: Tensor
-    offset: Tensor
-    own_gain: Tensor
-    own_offset: Tensor
+    colours: LocalFit
+    smooth: LocalFit
     spots: Tensor
     exemplar: Tensor
     offsets: Tensor
@@ -150,15 +146,12 @@ class InstantTransfer:
         offsets, exemplar_size = _find_offsets(match, a, b, cost)
         painted = paint(b, offsets, sides(a), mirrored=True)
         grey = to_grey(a)
-        gain, offset = guided_filter(grey, painted, COLOUR_RADIUS, COLOUR_VARIANCE)
-        own_gain, own_offset = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
+        smooth = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
         return cls(
             structure,
-            gain,
-            offset,
-            own_gain,
-            own_offset,
-            find_spots(grey, own_gain * grey + own_offset),
+            guided_filter(a, painted, COLOUR_RADIUS, COLOUR_VARIANCE),
+            smooth,
+            find_spots(grey, smooth.apply(grey)),
             exemplar,
             offsets,
             exemplar_size,
@@ -194,17 +187,15 @@ class InstantTransfer:
     def layers(self, size: int | None = None) -> tuple[Tensor, Tensor]:
         """B's colours at A's edges, and B's texture, which is laid over them: `[1, 3, H, W]` each, as for `image`."""
         picture = self._structure_at(size)
-        at = sides(picture)
-        colours = resize(self.gain, at) * to_grey(picture) + resize(self.offset, at)
-        return colours, self._paint_with_exemplar(at) - colours
+        colours = self.colours.apply(picture)
+        return colours, self._paint_with_exemplar(sides(picture)) - colours
 
     def join(self, colours: Tensor, texture: Tensor) -> Tensor:
         """The picture of both layers, with A's own detail as far as the texture's contrast allows it."""
         at = sides(colours)
         grey = to_grey(resize(self.structure, at))
-        base = resize(self.own_gain, at) * grey + resize(self.own_offset, at)
-        scale = min(at) / min(sides(self.gain))
-        return lay_detail(colours, texture, grey, base, self.spots, self.settings.texture, scale)
+        scale = min(at) / min(sides(self.spots))
+        return lay_detail(colours, texture, grey, self.smooth.apply(grey), self.spots, self.settings.texture, scale)
 
     def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:
         """A of some size in B's pixels alone, as sharp as B is at that scale."""
@@ -256,6 +247,4 @@ def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tenso
     height, width = sides(picture)
     picture = resize(picture, (height // FIELD_SCALE, width // FIELD_SCALE))
     wide = F.interpolate(descriptors.T.reshape(1, -1, *grid), sides(picture), mode="bilinear", align_corners=False)
-    grey = to_grey(picture)
-    gain, offset = guided_filter(grey, wide, FIELD_RADIUS, FIELD_VARIANCE)
-    return resize(gain * grey + offset, (height, width))
+    return resize(guided_filter(picture, wide, FIELD_RADIUS, FIELD_VARIANCE).apply(picture), (height, width))

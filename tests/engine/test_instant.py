@@ -175,6 +175,22 @@ def test_texture_is_as_sharp_as_the_exemplar_at_any_size(backbone, demo_pair):
     assert contrast[0] > 1.5 * contrast[1]
 
 
+def test_edges_that_only_colours_have_hold_what_is_painted(backbone):
+    """An orange disc on green of the same brightness, in the colours of a yellow one on blue."""
+    rows, columns = torch.meshgrid(torch.arange(224), torch.arange(224), indexing="ij")
+
+    def paint(is_disc, disc, ground):
+        noise = torch.randn(224, 224, generator=torch.Generator().manual_seed(0))
+        colours = torch.where(is_disc, torch.tensor(disc).view(3, 1, 1), torch.tensor(ground).view(3, 1, 1))
+        return (colours + 0.02 * noise).clamp(0, 1)[None]
+
+    is_disc = (rows - 104) ** 2 + (columns - 124) ** 2 < 61**2
+    structure = paint(is_disc, (0.8, 0.3, 0.2), (0.2, 0.55, 0.5))
+    appearance = paint((rows - 112) ** 2 + (columns - 112) ** 2 < 80**2, (0.95, 0.85, 0.3), (0.1, 0.1, 0.4))
+    painted = InstantTransfer.between(structure, appearance, backbone, ONCE, short_patches=16).image()
+    assert ((painted[0, 0] > 0.5) != is_disc).float().mean() < 0.008
+
+
 def test_what_is_dark_in_the_dark_still_shows_where_the_picture_gets_bright(tiny):
     """An eye in dark fur, when the fur becomes white."""
     rng = torch.Generator().manual_seed(0)

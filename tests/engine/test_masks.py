@@ -295,7 +295,7 @@ def test_only_the_selected_part_gives_its_colours(side, channel, backbone, pair)
     appearance = halves((96, 128))
     quick = {"settings": InstantSettings(match_passes=1), "short_patches": 12}
     instant = InstantTransfer.between(pair[0], appearance, backbone, **quick, appearance_mask=mask)
-    for taken in (instant.gain, instant.offset, instant.exemplar):
+    for taken in (instant.colours.gain, instant.colours.offset, instant.exemplar):
         assert taken[:, 1 - channel].abs().max() < 1e-4
     means = instant.image().mean(dim=(0, 2, 3))
     assert means[channel] > 0.4
