@@ -1,5 +1,6 @@
-"""Image filters: box mean, guided filter, local contrast, coarse chroma and pull-push filling."""
+"""Image filters: box mean, guided filter, local contrast, Laplacian pyramid, coarse chroma and pull-push filling."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -111,6 +112,21 @@ def local_contrast(picture: Tensor) -> Tensor:
     mean = box_mean(grey, LOCAL_CONTRAST_RADIUS)
     deviation = (box_mean((grey - mean) ** 2, LOCAL_CONTRAST_RADIUS)).sqrt()
     return ((grey - mean) / (deviation + 0.03)).clamp(-2, 2)
+
+
+def laplacian_pyramid(picture: Tensor, levels: int = 4) -> Iterator[Tensor]:
+    """The levels of a Laplacian pyramid of `[1, C, H, W]`, finest first, and what is left of the picture."""
+    for _ in range(levels):
+        height, width = sides(picture)
+        small = resize(picture, (max(1, height // 2), max(1, width // 2)))
+        yield picture - expand(small, (height, width))
+        picture = small
+    yield picture
+
+
+def expand(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A level of a pyramid at the (height, width) of the next finer one."""
+    return F.interpolate(picture, size, mode="bilinear", align_corners=False)
 
 
 def with_coarse_chroma(picture: Tensor, reference: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 A relaxed earth mover's distance between tokens of middle blocks, as Kolkin et al. have it ("Style Transfer by Relaxed
 Optimal Transport and Self-Similarity", 2019), moves what a place shows towards what its counterparts in B show, and the
 paper's structure term holds the layout. A sliced Wasserstein distance between small patches of A and of their matches
-in B, in which no ViT takes part, keeps contrasts and detail to B's. Colours are left alone: pushed by tokens, they run
-away into noise and casts.
+in B, in which no ViT takes part, keeps contrasts and detail to B's. The correlation with A around each edge of A keeps
+apart what lies side by side and has one counterpart in B, such as the slices of a fruit. Colours are left alone: pushed
+by tokens, they run away into noise and casts.
 """
 
 import math
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from ..images import resize, short_side_size, sides
 from ..matching.correspondence import TEMPERATURE, Correspondence
+from ..matching.filters import expand, laplacian_pyramid, to_grey
 from ..settings import VIT_SIZE, RefinementSettings
 from ..vit.backbone import Backbone, Request
 from ..vit.dense import extract_dense, shift
-from .distances import patch_distance, pyramid, relaxed_transport
+from .distances import edge_distance, patch_distance, relaxed_transport
 from .losses import Structure
 
 STRUCTURE = Structure()
@@ -35,7 +37,7 @@ TOKENS = 1536
 SEMANTIC_COST = 0.5
 """Weight of the distance between descriptors beside that of the tokens: parts find their counterparts."""
 
-WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "tie": 3.0, "range": 1.0}
+WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "edges": 1.0, "tie": 3.0, "range": 1.0}
 """Of the losses. `moments` are the means of tokens; `tie` holds means over patches to the instant transfer's; `range`
 holds pixels in 0..1."""
 
@@ -70,10 +72,11 @@ class BrightnessOptimizer:
         mask: Tensor | None,
         settings: RefinementSettings,
     ) -> None:
+        self.edges_of_a = (to_grey(a), None if mask is None else resize(mask, sides(a)))
         self.start, self.match, self.backbone, self.recompute = start, match, backbone, settings.recompute
         self.rng = torch.Generator().manual_seed(settings.seed)
         count = max(1, min(len(LEVEL_RATES), int(math.log2(max(2, min(sides(a)) / LEAST_LEVEL)))))
-        self.levels = [level.requires_grad_() for level in pyramid(torch.zeros_like(start[:, :1]), count)]
+        self.levels = [level.requires_grad_() for level in laplacian_pyramid(torch.zeros_like(start[:, :1]), count)]
         self.shares = (*LEVEL_RATES[:count], LOW_PASS_RATE)
         self.optimizer = torch.optim.RMSprop([{"params": [level]} for level in self.levels])
         self._prepare_patches(b, mask)
@@ -86,7 +89,7 @@ class BrightnessOptimizer:
         """The change of brightness, `[1, 1, h, w]`."""
         change = self.levels[-1]
         for level in self.levels[-2::-1]:
-            change = F.interpolate(change, sides(level), mode="bilinear", align_corners=False) + level
+            change = expand(change, sides(level)) + level
         return change
 
     def take_step(self, rate: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,7 +98,8 @@ class BrightnessOptimizer:
         losses = {
             **self._token_losses(picture),
             "structure": F.mse_loss(self._self_similarity(picture), self.similarity),
-            "patches": patch_distance(list(pyramid(picture))[:-1], *self.patches_of_b, self.rng),
+            "patches": patch_distance(list(laplacian_pyramid(picture))[:-1], *self.patches_of_b, self.rng),
+            "edges": edge_distance(to_grey(picture), *self.edges_of_a),
             "tie": F.avg_pool2d(picture - self.start, self.backbone.patch).square().mean(),
             "range": (picture - picture.clamp(0, 1)).abs().mean(),
         }
@@ -132,7 +136,7 @@ class BrightnessOptimizer:
             cells = cells[covered] if covered.any() else cells
         row, column = match.matches().flatten(1)[:, cells]
         matches = row * match.target_grid[1] + column
-        self.patches_of_b = (list(pyramid(b))[:-1], (cells, matches), (match.source_grid, match.target_grid))
+        self.patches_of_b = (list(laplacian_pyramid(b))[:-1], (cells, matches), (match.source_grid, match.target_grid))
 
     @torch.no_grad()
     def _prepare_tokens(self, b: Tensor) -> None:

@@ -28,7 +28,7 @@ def test_a_run_is_an_iterator_of_steps(pair, tiny):
     run, losses = finish(Refinement(*pair, tiny(), SMALL))
     assert run.step == run.steps == len(losses) == 3
     assert run.steps_left == 0
-    assert set(losses[0]) == {"total", "tokens", "moments", "structure", "patches", "tie", "range"}
+    assert set(losses[0]) == {"total", "tokens", "moments", "structure", "patches", "edges", "tie", "range"}
     assert sides(run.image()) == (96, 120)
     assert sides(run.image(48)) == (48, 60)
 
@@ -118,3 +118,17 @@ def test_structure_comes_nearer_and_so_do_patches(demo_pair, backbone):
     assert measure(run.picture, run.appearance, run.image(), backbone).structure_distance < 0.8 * before
     assert losses[-1]["tokens"] < losses[0]["tokens"]
     assert losses[-1]["patches"] < losses[0]["patches"]
+
+
+def test_edges_of_the_structure_stay_when_all_around_them_is_drawn_to_one_thing(backbone):
+    """Two halves of a disc with a seam between them, drawn to a disc that has none."""
+    rows, columns = torch.meshgrid(torch.arange(112) - 56, torch.arange(112) - 56, indexing="ij")
+    noise = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 0.03
+    disc = torch.where(rows**2 + columns**2 < 42**2, 0.7, 0.3)
+    seam = ((rows + columns / 2).abs() < 1.5) & (disc > 0.5)
+    a, b = (torch.where(seam, 0.5, disc) + noise[0])[None], (disc + noise[1])[None]
+    run = Refinement(a, b, backbone, RefinementSettings(match_passes=1, steps=20, size=112, density=1))
+    finish(run)
+    near = ((rows + columns / 2).abs() < 4) & (rows**2 + columns**2 < 35**2)
+    values = torch.stack([picture.mean(dim=(0, 1))[near] for picture in (run.image(), a)])
+    assert torch.corrcoef(values)[0, 1] > 0.9
