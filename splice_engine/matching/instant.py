@@ -14,7 +14,7 @@ from .correspondence import Correspondence
 from .descriptors import MATCH_PATCHES, principal_directions
 from .detail import find_spots, lay_detail
 from .filters import LocalFit, guided_filter, local_contrast, pull_push_fill, to_grey
-from .patchmatch import find_offsets, paint
+from .patchmatch import find_offsets, paint, paint_in_bands
 
 COHERENCE = 1
 """Neighbours this many patches away vote on a match."""
@@ -203,7 +203,7 @@ class InstantTransfer:
             round(side * to / of) for side, to, of in zip(self.exemplar_size, at, sides(self.offsets), strict=True)
         ]
         exemplar = resize(self.exemplar, (exemplar_at[0], exemplar_at[1]))
-        return paint(exemplar, self.offsets, at, mirrored=True)
+        return paint_in_bands(exemplar, self.offsets, at, mirrored=True)
 
     def _structure_at(self, size: int | None) -> Tensor:
         """A with a short side of so many pixels, or at its full size."""

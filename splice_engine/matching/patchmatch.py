@@ -5,17 +5,25 @@ takes the patch that is nearest in the guides' descriptors and in the colours pa
 the more it is used (Kaspar et al., 2015); otherwise a few smooth patches would be spread over the whole picture.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import resize, sides
+from .filters import expand
 
 PATCH = 5
 """Side in pixels of the patches that are compared."""
 
 VOTE_PATCH = 3
 """Side in pixels of the overlapping patches that are averaged in the end: smaller is sharper."""
+
+BANDS = 2
+"""Bands above the coarsest one in a picture of the guide's size: in that one, patches are blended over four of its
+pixels. A picture twice as large has one more."""
 
 PATCH_COMPONENTS = 16
 """Principal components of a patch's colours that are compared."""
@@ -70,7 +78,9 @@ def find_offsets(
 
 
 @torch.no_grad()
-def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False) -> Tensor:
+def paint(
+    exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False, vote: int = VOTE_PATCH
+) -> Tensor:
     """Paints a picture with the patches that were found, at any size.
 
     Args:
@@ -78,6 +88,7 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bo
         offsets: `[2, h, w]`, as `find_offsets` returns them.
         size: (height, width) of the picture.
         mirrored: The exemplar that was searched had its mirror image to the right, which this one lacks.
+        vote: Side in pixels, odd, of the overlapping patches that are averaged.
 
     Returns:
         `[1, 3, H, W]` in 0..1.
@@ -87,7 +98,7 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bo
         _nearest(found, side).to(offsets.device) for side, found in zip(size, sides(offsets), strict=True)
     )
     exemplar = exemplar.contiguous(memory_format=torch.channels_last)
-    (height, width), reach = size, VOTE_PATCH // 2
+    (height, width), reach = size, vote // 2
     columns = torch.arange(width, device=offsets.device)
     picture = exemplar.new_empty(1, 3, height, width)
     for top in range(0, height, PAINT_ROWS):
@@ -95,8 +106,63 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bo
         rows = torch.arange(top - reach, bottom + reach, device=offsets.device).clamp(0, height - 1)
         here = _positions(rows, columns)
         places = here + (offsets[:, nearest_row[rows]][..., nearest_column] * scale).round().long()
-        painted = _paint(exemplar, places, here, VOTE_PATCH, mirrored)
+        painted = _paint(exemplar, places, here, vote, mirrored)
         picture[..., top:bottom, :] = painted[..., reach : reach + bottom - top, :]
+    return picture
+
+
+@torch.no_grad()
+def paint_in_bands(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False) -> Tensor:
+    """Paints a picture as `paint` does, one band of frequencies after the other, so that its patches have no seams.
+
+    The bands of the exemplar are painted, each at its own resolution: where two patches meet, what is coarse passes
+    smoothly from one to the other and what is fine stays sharp (Burt and Adelson, "A Multiresolution Spline with
+    Application to Image Mosaics", 1983). Arguments and result as for `paint`, but values may exceed 0..1.
+    """
+    count = max(0, BANDS + round(math.log2(min(size) / min(sides(offsets)))))
+    sizes = [size]
+    for _ in range(count):
+        sizes.append((max(1, sizes[-1][0] // 2), max(1, sizes[-1][1] // 2)))
+    searched = [side * found / to for side, found, to in zip(sides(exemplar), sides(offsets), size, strict=True)]
+    bands = []
+    for _ in range(count):
+        half = _reduce(exemplar, 2)
+        # So smooth that it makes little difference which of its pixels is the nearest one.
+        smooth = expand(_reduce(half, 2), sides(half))
+        bands.append(exemplar - expand(smooth, sides(exemplar)))
+        exemplar = smooth
+    picture = _sample(exemplar, offsets, searched, sizes[-1], mirrored)
+    for band, at in zip(bands[::-1], sizes[-2::-1], strict=True):
+        picture = expand(picture, at).add_(_sample(band, offsets, searched, at, mirrored))
+    return picture
+
+
+def _sample(
+    exemplar: Tensor, offsets: Tensor, searched: Sequence[float], size: tuple[int, int], mirrored: bool
+) -> Tensor:
+    """Paints with single pixels; arguments as for `paint`.
+
+    Args:
+        exemplar: Of any size.
+        offsets: In pixels of an exemplar whose (height, width) was `searched`.
+        searched: That size.
+        size: (height, width) of the picture.
+        mirrored: As for `paint`.
+    """
+    picture = exemplar.new_empty(1, exemplar.shape[1], *size)
+    nearest_row, nearest_column = (
+        _nearest(found, side).to(offsets.device) for side, found in zip(size, sides(offsets), strict=True)
+    )
+    columns = (torch.arange(size[1], device=offsets.device) + 0.5) * (offsets.shape[2] / size[1])
+    for top in range(0, size[0], PAINT_ROWS):
+        bottom = min(top + PAINT_ROWS, size[0])
+        rows = (torch.arange(top, bottom, device=offsets.device) + 0.5) * (offsets.shape[1] / size[0])
+        there = offsets[:, nearest_row[top:bottom]][..., nearest_column]
+        y, x = (rows[:, None] + there[0]) / searched[0], (columns + there[1]) / searched[1]
+        if mirrored:
+            x = torch.minimum(x, 2 - x)
+        grid = torch.stack([2 * x - 1, 2 * y - 1], dim=-1)[None]
+        picture[..., top:bottom, :] = F.grid_sample(exemplar, grid, "nearest", "border", align_corners=False)
     return picture
 
 

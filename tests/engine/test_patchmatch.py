@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from splice_engine.images import sides
-from splice_engine.matching.patchmatch import find_offsets, paint
+from splice_engine.matching.patchmatch import find_offsets, paint, paint_in_bands
 
 
 def synthesise(exemplar, guide, *rest):
@@ -101,3 +101,18 @@ def test_a_mirror_image_need_not_be_there(size, exemplar):
     offsets = torch.randint(-60, 120, (2, 24, 30), generator=torch.Generator().manual_seed(0)).float()
     beside = torch.cat([exemplar, exemplar.flip(-1)], dim=-1)
     assert torch.equal(paint(exemplar, offsets, size, mirrored=True), paint(beside, offsets, size))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (150, 211), (512, 768)])
+def test_in_bands_patches_meet_without_a_seam(size):
+    """The left half is painted with one part of a slope, the right half with a brighter one."""
+    slope = torch.linspace(0, 1, 3 * size[1])
+    grain = 0.02 * torch.randn(size[0], 3 * size[1], generator=torch.Generator().manual_seed(0))
+    exemplar = (slope + grain).expand(1, 3, -1, -1)
+    offsets = torch.zeros(2, 64, 96)
+    offsets[1, :, 48:] = 60
+    plain, banded = (how(exemplar, offsets, size)[0, 0] for how in (paint, paint_in_bands))
+    middle = size[1] // 2
+    assert (banded[:, middle] - banded[:, middle - 1]).mean() < 0.3 * 60 / 288
+    far = abs(torch.arange(size[1]) - middle) > size[1] // 6
+    assert (plain - banded)[:, far].abs().mean() < 0.01  # there both are the exemplar
