@@ -1,6 +1,8 @@
 """ComfyUI's devices and memory: where engine code runs, how backbones get to the device, and lack of memory."""
 
+import ctypes
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -87,6 +89,16 @@ def engine_context() -> Iterator[None]:
         button.leave()
 
 
+def return_free_heap() -> None:
+    """Hands memory of the CPU that is free already back to the system, where the C library has a call for it.
+
+    glibc keeps what is freed, in each thread's heap, as long as anything in use lies above it. Backbones and trainings
+    leave hundreds of megabytes so, which neither the host's other models nor other programs could have.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)
+
+
 class BackboneModule(nn.Module):
     """A backbone as ComfyUI's memory management moves it, with room for the attributes that it sets."""
 
@@ -102,6 +114,7 @@ def load_backbone(name: str, precision: str) -> ModelPatcher:
         name: One of `folders.backbone_names`.
         precision: "auto", "fp32" or "bf16".
     """
+    return_free_heap()  # of the backbone before, which nothing holds any more
     device = mm.get_torch_device()
     backbone = download.load(name, devices.pick_dtype(precision, device))
     return ModelPatcher(BackboneModule(backbone), load_device=device, offload_device=mm.unet_offload_device())
@@ -121,7 +134,8 @@ def recall_backbone(name: str, precision: str) -> ModelPatcher:
 
 
 def free_for_rendering(pixels: int) -> None:
-    """Makes room for rendering a picture, by moving models away that ComfyUI keeps on the device."""
+    """Makes room for rendering a picture: what training has freed, and models that ComfyUI keeps on the device."""
+    return_free_heap()
     mm.soft_empty_cache()
     mm.free_memory(RENDER_BYTES * pixels, mm.get_torch_device())
 
