@@ -79,13 +79,15 @@ def lay_detail(
     # Seams of A stand out from its detail around them: there they push B's texture aside.
     own = _energy(detail, near)
     left = share * (1 - own / (own + DETAIL_PRECEDENCE * _energy(grey_of_texture, near) + FAINT))
-    return (colours + _limit_contrast(left * texture + detail, wanted, far) + spots).clamp(0, 1)
+    del grey_of_texture, growth, own  # each of a whole picture, which may be very large
+    over = _limit_contrast((left * texture).add_(detail), wanted, far)
+    return over.add_(colours).add_(spots).clamp_(0, 1)
 
 
 def _limit_contrast(x: Tensor, wanted: Tensor, radius: int) -> Tensor:
-    """`[1, C, H, W]` weakened where its grey has more than the wanted mean square `[1, 1, H, W]` around a pixel."""
+    """`[1, C, H, W]` weakened in place where its grey has more than the wanted mean square `[1, 1, H, W]` around."""
     grey = x if x.shape[1] == 1 else to_grey(x)
-    return x * ((wanted + FAINT) / (_energy(grey, radius) + FAINT)).sqrt().clamp(max=1)
+    return x.mul_(((wanted + FAINT) / (_energy(grey, radius) + FAINT)).sqrt_().clamp_(max=1))
 
 
 def _energy(x: Tensor, radius: int) -> Tensor:

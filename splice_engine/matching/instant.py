@@ -188,7 +188,7 @@ class InstantTransfer:
         """B's colours at A's edges, and B's texture, which is laid over them: `[1, 3, H, W]` each, as for `image`."""
         picture = self._structure_at(size)
         colours = self.colours.apply(picture)
-        return colours, self._paint_with_exemplar(sides(picture)) - colours
+        return colours, self._paint_with_exemplar(sides(picture)).sub_(colours)
 
     def join(self, colours: Tensor, texture: Tensor) -> Tensor:
         """The picture of both layers, with A's own detail as far as the texture's contrast allows it."""

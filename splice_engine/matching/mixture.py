@@ -106,7 +106,8 @@ class InstantMixture:
         colours = texture = torch.zeros(())
         for share, (own_colours, own_texture) in zip(shares, layers, strict=True):
             colours, texture = share * own_colours + colours, share * own_texture + texture
-        return self.parts[0].join(colours, texture / sum(share**2 for share in shares) ** 0.5)
+            del own_colours, own_texture  # before those of the next part, or the joining, take as much
+        return self.parts[0].join(colours, texture.div_(sum(share**2 for share in shares) ** 0.5))
 
 
 def pair_masks(masks: Sequence[Mask | None] | None, count: int) -> list[Mask | None]:
