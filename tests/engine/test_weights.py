@@ -284,6 +284,15 @@ def test_a_conversion_that_cannot_be_written_leaves_nothing(empty_cache, splice,
     assert list(empty_cache.iterdir()) == []
 
 
+@pytest.fixture
+def fresh_sessions():
+    """Sessions of the hub's client made anew: those before 1.0 stay offline, or not, as they were made."""
+    reset = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)
+    reset()
+    yield
+    reset()
+
+
 def no_network(*_arguments, **_options):
     raise socket.gaierror(socket.EAI_NONAME, "no network in this test")
 
@@ -297,7 +306,7 @@ def no_network(*_arguments, **_options):
     ids=["offline", "unreachable"],
 )
 def test_a_hub_out_of_reach_gives_one_message_with_three_ways(
-    place, name, value, reason, tmp_path, empty_cache, splice, monkeypatch
+    place, name, value, reason, tmp_path, empty_cache, splice, monkeypatch, fresh_sessions
 ):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(place, name, value)
