@@ -150,10 +150,19 @@ def make_hook(
         settings: How they guide.
         patchers: The backbones of the terms.
         decoders: What builds the decoder, and the lighter ones after it; call it inside `engine_context`.
+
+    Raises:
+        SpliceError: Another pack has put a backbone on a device of its own, where no decoder is.
     """
     guidances = [None if guide is None else Guidance(objective, guide, settings) for guide in guides]
     ways = list(decoders)
     decoder = ways.pop(0)()
+    for patcher in patchers:
+        if patcher.load_device != decoder.load_device:
+            raise SpliceError(
+                f"the backbone computes on {patcher.load_device}, but decoders on {decoder.load_device}: take one from "
+                "Splice Load Backbone (DINO) as it is"
+            )
     passed_through = False
 
     def guide_batch(x0: Tensor, done: float, step: int) -> Tensor:

@@ -167,5 +167,22 @@ class TestGradient:
         return (json.dumps(slopes),)
 
 
+class TestElsewhere:
+    """A backbone as a pack gives it back that spreads models over devices; its own is one without memory."""
+
+    CATEGORY = FUNCTION = "put"
+    RETURN_TYPES = ("SPLICE_BACKBONE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"backbone": ("SPLICE_BACKBONE", {})}}
+
+    def put(self, backbone):
+        elsewhere = backbone.clone()
+        elsewhere.load_device = torch.device("meta")
+        return (elsewhere,)
+
+
 write_taesd()
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestDiffusion, TestVAE, TestPrediction, TestGradient)}
+NODES = (TestDiffusion, TestVAE, TestPrediction, TestGradient, TestElsewhere)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

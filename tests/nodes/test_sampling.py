@@ -315,6 +315,11 @@ MISTAKES = {
     ),
     "no VAE": ({"decoder": "VAE"}, {}, "the decoder is to be a VAE, but none is connected"),
     "no picture": ({"structure": None, "appearance": None}, {}, "nothing guides the sampler: give a structure picture"),
+    "a backbone on another device": (
+        {"backbone": link("far")},
+        {"far": node("TestElsewhere", backbone=link("vit"))},
+        "the backbone computes on meta, but decoders on ",
+    ),
     "only an identity term": (
         {"objective": link("term")},
         {"term": node("SpliceIdentityTerm", weight=1.0, layer=-1)},
@@ -351,6 +356,7 @@ def test_mistakes_get_one_sentence(mistake, host):
     assert outcome.message.startswith(f"Splice: {sentence}")
     assert len(outcome.message.splitlines()) == 1
     assert host.get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert host.run(graph(guidance(), seed=12)).status == "success"
 
 
 @pytest.mark.parametrize(
