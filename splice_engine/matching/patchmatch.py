@@ -78,9 +78,7 @@ def find_offsets(
 
 
 @torch.no_grad()
-def paint(
-    exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False, vote: int = VOTE_PATCH
-) -> Tensor:
+def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False) -> Tensor:
     """Paints a picture with the patches that were found, at any size.
 
     Args:
@@ -88,7 +86,6 @@ def paint(
         offsets: `[2, h, w]`, as `find_offsets` returns them.
         size: (height, width) of the picture.
         mirrored: The exemplar that was searched had its mirror image to the right, which this one lacks.
-        vote: Side in pixels, odd, of the overlapping patches that are averaged.
 
     Returns:
         `[1, 3, H, W]` in 0..1.
@@ -98,7 +95,7 @@ def paint(
         _nearest(found, side).to(offsets.device) for side, found in zip(size, sides(offsets), strict=True)
     )
     exemplar = exemplar.contiguous(memory_format=torch.channels_last)
-    (height, width), reach = size, vote // 2
+    (height, width), reach = size, VOTE_PATCH // 2
     columns = torch.arange(width, device=offsets.device)
     picture = exemplar.new_empty(1, 3, height, width)
     for top in range(0, height, PAINT_ROWS):
@@ -106,7 +103,7 @@ def paint(
         rows = torch.arange(top - reach, bottom + reach, device=offsets.device).clamp(0, height - 1)
         here = _positions(rows, columns)
         places = here + (offsets[:, nearest_row[rows]][..., nearest_column] * scale).round().long()
-        painted = _paint(exemplar, places, here, vote, mirrored)
+        painted = _paint(exemplar, places, here, VOTE_PATCH, mirrored)
         picture[..., top:bottom, :] = painted[..., reach : reach + bottom - top, :]
     return picture
 
@@ -140,10 +137,10 @@ def paint_in_bands(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mir
 def _sample(
     exemplar: Tensor, offsets: Tensor, searched: Sequence[float], size: tuple[int, int], mirrored: bool
 ) -> Tensor:
-    """Paints with single pixels; arguments as for `paint`.
+    """Paints with single pixels: those of the exemplar that are nearest to their places.
 
     Args:
-        exemplar: Of any size.
+        exemplar: `[1, 3, H', W']`, of any size.
         offsets: In pixels of an exemplar whose (height, width) was `searched`.
         searched: That size.
         size: (height, width) of the picture.
