@@ -13,6 +13,7 @@ from .batch.best_of import BestOf
 from .clips import open_clip
 from .errors import SpliceError
 from .images import load_mask, load_picture, save_picture
+from .matching.carried import InstantClip
 from .matching.correspondence import Correspondence
 from .matching.instant import InstantTransfer
 from .matching.mixture import InstantMixture
@@ -72,6 +73,7 @@ __all__ = [
     "GuidanceSettings",
     "Guide",
     "Identity",
+    "InstantClip",
     "InstantMixture",
     "InstantSettings",
     "InstantTransfer",

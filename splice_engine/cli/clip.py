@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..clips import Clip, Frame, open_clip, open_masks
 from ..errors import SpliceError
 from ..files import check_place
 from ..images import LEAST_MASK, check_mask, load_mask
+from ..matching.carried import InstantClip
 from ..matching.flow import import_opencv
 from ..presets import DEFAULT_PRESET, PRESETS, preset
 from ..settings import ClipSettings, Settings
@@ -40,7 +41,7 @@ from .outputs import Outputs, check_distinct, report_end
 
 def add_clip(commands: Any) -> None:
     """Adds `splice clip`."""
-    parser = commands.add_parser("clip", help="train on a few frames of a clip and write all of its frames")
+    parser = commands.add_parser("clip", help="give all frames of a clip the appearance of one picture")
     parser.set_defaults(run=run_clip)
     parser.add_argument("clip", type=Path, help="a video, or a folder of frames, whose structure is kept")
     parser.add_argument("appearance", type=Path, help="picture whose appearance is transferred")
@@ -57,6 +58,11 @@ def add_clip(commands: Any) -> None:
     )
     add_backbone(parser)
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=PRESETS, help="the recipe (default: %(default)s)")
+    parser.add_argument(
+        "--instant",
+        action="store_true",
+        help="no training: the instant transfer of the first frame, carried along the motion; sharper, and less steady",
+    )
     add_dtype(parser)
     parser.add_argument(
         "--save-generator", type=Path, metavar="FILE", help="keep the trained generator, as .safetensors"
@@ -80,6 +86,14 @@ def run_clip(options: argparse.Namespace) -> int:
     appearance = load_one(options.appearance, "appearance picture")
     mask = options.appearance_mask
     appearance_mask = None if mask is None else check_mask(load_mask(mask), f"mask {mask}")
+    if options.instant:
+        if options.save_generator:
+            raise SpliceError("--instant trains no generator to save: leave out one of the two")
+        import_opencv()
+        instant = InstantClip(appearance, load_backbone(options), settings, appearance_mask)
+        _write_frames(clip, options, instant.apply)
+        print(options.output)
+        return 0
     backbone = load_backbone(options)
     started = time.monotonic()
     frames, masks = _gather_key_frames(clip, options.structure_mask, backbone, of_clip.key_frames)
@@ -87,17 +101,22 @@ def run_clip(options: argparse.Namespace) -> int:
     for _ in iterate_with_bar(run, options.quiet):
         pass
     run.end(run.device)
-    with write_clip(options.output, clip, options.overwrite) as write:
-        masked = tqdm(
-            _with_masks(clip, options.structure_mask), "frames", total=len(clip), disable=options.quiet, unit="frame"
-        )
-        for frame, mask in masked:
-            write(run.apply(frame.picture, mask), frame)
+    _write_frames(clip, options, run.apply)
     outputs = Outputs()
     outputs.written.append(options.output)
     outputs.write(options.save_generator, run.generator.save)
     outputs.check()
     return report_end(run.step, run.steps, time.monotonic() - started, outputs.written)
+
+
+def _write_frames(clip: Clip, options: argparse.Namespace, apply: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    """Writes what becomes of each frame and its mask."""
+    with write_clip(options.output, clip, options.overwrite) as write:
+        masked = tqdm(
+            _with_masks(clip, options.structure_mask), "frames", total=len(clip), disable=options.quiet, unit="frame"
+        )
+        for frame, mask in masked:
+            write(apply(frame.picture, mask), frame)
 
 
 def add_flicker(commands: Any) -> None:

@@ -88,5 +88,25 @@ def consistent(forth: Tensor, back: Tensor) -> Tensor:
     return (meets & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1))[:, None]
 
 
+def nearest_places(valid: Tensor) -> Tensor:
+    """For each place the nearest one that is valid.
+
+    Args:
+        valid: `[H, W]` booleans, at least one of them true.
+
+    Returns:
+        `[2, H, W]` integers: its row and column.
+    """
+    cv2 = import_opencv()
+    known = valid.cpu().numpy()
+    _, labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    place_of = np.zeros(labels.max() + 1, np.int64)
+    place_of[labels[known]] = np.flatnonzero(known)
+    places = torch.from_numpy(place_of[labels]).to(valid.device)
+    return torch.stack([places // valid.shape[1], places % valid.shape[1]])
+
+
 def _to_bytes(picture: Tensor) -> np.ndarray:
     return to_grey(picture)[0, 0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8).contiguous().numpy()

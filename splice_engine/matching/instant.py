@@ -62,6 +62,7 @@ class InstantTransfer:
         exemplar_size: (height, width) of B where the offsets are pixels.
         settings: Share of texture and feather.
         mask: `[1, 1, H', W']` in 0..1, where A is to change; None is everywhere.
+        sampling: How texture is taken from between B's pixels: "nearest" is sharper, "bilinear" moves as smoothly as A.
     """
 
     structure: Tensor
@@ -73,6 +74,7 @@ class InstantTransfer:
     exemplar_size: tuple[int, int]
     settings: InstantSettings
     mask: Tensor | None = None
+    sampling: str = "nearest"
 
     @classmethod
     @torch.no_grad()
@@ -144,6 +146,23 @@ class InstantTransfer:
             cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
             b = resize(exemplar, sides(b))
         offsets, exemplar_size = _find_offsets(match, a, b, cost)
+        return cls._from_offsets(offsets, exemplar_size, exemplar, structure, settings, structure_mask)
+
+    @classmethod
+    def _from_offsets(
+        cls,
+        offsets: Tensor,
+        exemplar_size: tuple[int, int],
+        exemplar: Tensor,
+        structure: Tensor,
+        settings: InstantSettings,
+        structure_mask: Tensor | None,
+        sampling: str = "nearest",
+    ) -> "InstantTransfer":
+        a, b = (
+            resize(picture, (SEARCH_SCALE * height, SEARCH_SCALE * width))
+            for picture, (height, width) in ((structure, sides(offsets)), (exemplar, exemplar_size))
+        )
         painted = paint(b, offsets, sides(a), mirrored=True)
         grey = to_grey(a)
         smooth = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
@@ -157,6 +176,19 @@ class InstantTransfer:
             exemplar_size,
             settings,
             structure_mask,
+            sampling,
+        )
+
+    @torch.no_grad()
+    def carry(self, structure: Tensor, offsets: Tensor) -> "InstantTransfer":
+        """The transfer of another frame of a clip, with patches that are known.
+
+        Args:
+            structure: The frame, `[1, 3, H, W]` in 0..1, of this one's size.
+            offsets: `[2, h, w]`, as this one's; they need not be whole pixels.
+        """
+        return self._from_offsets(
+            offsets, self.exemplar_size, self.exemplar, structure, self.settings, self.mask, "bilinear"
         )
 
     @torch.no_grad()
@@ -203,7 +235,7 @@ class InstantTransfer:
             round(side * to / of) for side, to, of in zip(self.exemplar_size, at, sides(self.offsets), strict=True)
         ]
         exemplar = resize(self.exemplar, (exemplar_at[0], exemplar_at[1]))
-        return paint_in_bands(exemplar, self.offsets, at, mirrored=True)
+        return paint_in_bands(exemplar, self.offsets, at, mirrored=True, sampling=self.sampling)
 
     def _structure_at(self, size: int | None) -> Tensor:
         """A with a short side of so many pixels, or at its full size."""

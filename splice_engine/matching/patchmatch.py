@@ -109,12 +109,15 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bo
 
 
 @torch.no_grad()
-def paint_in_bands(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False) -> Tensor:
+def paint_in_bands(
+    exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bool = False, sampling: str = "nearest"
+) -> Tensor:
     """Paints a picture as `paint` does, one band of frequencies after the other, so that its patches have no seams.
 
     The bands of the exemplar are painted, each at its own resolution: where two patches meet, what is coarse passes
     smoothly from one to the other and what is fine stays sharp (Burt and Adelson, "A Multiresolution Spline with
-    Application to Image Mosaics", 1983). Arguments and result as for `paint`, but values may exceed 0..1.
+    Application to Image Mosaics", 1983). Arguments and result as for `paint`, but values may exceed 0..1; "bilinear"
+    sampling also takes what lies between the exemplar's pixels.
     """
     count = max(0, BANDS + round(math.log2(min(size) / min(sides(offsets)))))
     sizes = [size]
@@ -128,16 +131,21 @@ def paint_in_bands(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mir
         smooth = expand(_reduce(half, 2), sides(half))
         bands.append(exemplar - expand(smooth, sides(exemplar)))
         exemplar = smooth
-    picture = _sample(exemplar, offsets, searched, sizes[-1], mirrored)
+    picture = _sample(exemplar, offsets, searched, sizes[-1], mirrored, sampling)
     for band, at in zip(bands[::-1], sizes[-2::-1], strict=True):
-        picture = expand(picture, at).add_(_sample(band, offsets, searched, at, mirrored))
+        picture = expand(picture, at).add_(_sample(band, offsets, searched, at, mirrored, sampling))
     return picture
 
 
 def _sample(
-    exemplar: Tensor, offsets: Tensor, searched: Sequence[float], size: tuple[int, int], mirrored: bool
+    exemplar: Tensor,
+    offsets: Tensor,
+    searched: Sequence[float],
+    size: tuple[int, int],
+    mirrored: bool,
+    sampling: str,
 ) -> Tensor:
-    """Paints with single pixels: those of the exemplar that are nearest to their places.
+    """Paints with single pixels.
 
     Args:
         exemplar: `[1, 3, H', W']`, of any size.
@@ -145,6 +153,7 @@ def _sample(
         searched: That size.
         size: (height, width) of the picture.
         mirrored: As for `paint`.
+        sampling: "nearest" or "bilinear".
     """
     picture = exemplar.new_empty(1, exemplar.shape[1], *size)
     nearest_row, nearest_column = (
@@ -159,7 +168,7 @@ def _sample(
         if mirrored:
             x = torch.minimum(x, 2 - x)
         grid = torch.stack([2 * x - 1, 2 * y - 1], dim=-1)[None]
-        picture[..., top:bottom, :] = F.grid_sample(exemplar, grid, "nearest", "border", align_corners=False)
+        picture[..., top:bottom, :] = F.grid_sample(exemplar, grid, sampling, "border", align_corners=False)
     return picture
 
 

@@ -15,6 +15,9 @@ from PIL import Image
 from splice_engine import (
     OFFLINE_BACKBONE,
     ClipTransfer,
+    InstantClip,
+    InstantSettings,
+    InstantTransfer,
     SpliceError,
     choose_key_frames,
     load_picture,
@@ -25,6 +28,7 @@ from splice_engine import (
 )
 from splice_engine.clip_writer import write_clip
 from splice_engine.images import resize
+from splice_engine.matching import carried
 from splice_engine.matching.flow import consistent, optical_flow, warp
 
 av = pytest.importorskip("av")
@@ -389,3 +393,78 @@ def test_a_picture_is_one_mask_for_all_frames(splice, tmp_path, appearance):
         a, b = (load_picture(folder / f"frame{index}.png") for folder in (frames, tmp_path / "out"))
         assert torch.equal(a[..., 50:], b[..., 50:])
         assert not torch.equal(a[..., :30], b[..., :30])
+
+
+INSTANT = InstantSettings(density=1)
+
+
+@pytest.fixture
+def picture():
+    return draw(0, (72, 72), rng_seed=7)
+
+
+def test_an_instant_clip_moves_as_its_frames_do(picture, tiny):
+    frames = [draw(index) for index in range(6)]
+    vit = tiny()
+    clip = InstantClip(picture, vit, INSTANT)
+    moved = [clip.apply(frame) for frame in frames]
+    single = [InstantTransfer.between(frame, picture, vit, INSTANT).image() for frame in frames]
+    assert torch.allclose(moved[0], single[0], atol=0.05)
+    errors = [measure_flicker(zip(frames, results, strict=True)).warping_error for results in (moved, single)]
+    assert errors[0] < 0.25 * errors[1]
+    contrast = [picture.std().item() for picture in (moved[-1], moved[0])]
+    assert contrast[0] > 0.8 * contrast[1]  # it does not fade
+
+
+def test_an_instant_clip_matches_a_new_scene_anew(picture, tiny):
+    vit = tiny()
+    clip, fresh = (InstantClip(picture, vit, INSTANT) for _ in range(2))
+    clip.apply(draw(0))
+    scene = draw(0, rng_seed=3)
+    assert torch.equal(clip.apply(scene), fresh.apply(scene))
+
+
+def test_an_instant_clip_matches_what_has_come_into_view(picture, tiny, monkeypatch):
+    frames = [draw(index) for index in range(12)]  # of 112 columns 22 are new in the last one
+    vit = tiny()
+    fresh = InstantTransfer.between(frames[-1], picture, vit, INSTANT).image()
+
+    def miss():
+        clip = InstantClip(picture, vit, INSTANT)
+        last = [clip.apply(frame) for frame in frames][-1]
+        return (last - fresh)[..., -20:].abs().mean()
+
+    matched = miss()
+    monkeypatch.setattr(carried, "NEW_SHARE", 1.0)
+    assert matched < 0.7 * miss()
+
+
+def test_an_instant_clip_stays_as_it_is_where_its_mask_is_empty(picture, tiny):
+    clip = InstantClip(picture, tiny(), INSTANT)
+    frame, mask = draw(0), torch.zeros(1, 1, 80, 112)
+    assert torch.equal(clip.apply(frame, mask), frame)
+    mask[..., 20:60, 60:] = 1
+    result = clip.apply(draw(1), mask)
+    assert torch.equal(result[..., :40], draw(1)[..., :40])
+    assert not torch.equal(result[..., 30:50, 80:], draw(1)[..., 30:50, 80:])
+
+
+def test_frames_of_an_instant_clip_have_one_size(picture, tiny):
+    clip = InstantClip(picture, tiny(), INSTANT)
+    clip.apply(draw(0))
+    with pytest.raises(SpliceError, match="of one size"):
+        clip.apply(draw(0, (96, 112)))
+
+
+def test_a_clip_without_training(appearance, tmp_path, splice):
+    folder = make_folder(tmp_path / "frames", [draw(index) for index in range(3)])
+    words = ("clip", folder, appearance, *VIT, "--instant", "--density", 1, "--match-passes", 1, "--quiet")
+    result = splice(*words, "-o", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    pictures = [load_picture(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert len(pictures) == 3
+    assert all((made - draw(index)).abs().mean() > 0.05 for index, made in enumerate(pictures))
+    refused = splice(*words, "-o", tmp_path / "again", "--save-generator", tmp_path / "g.safetensors")
+    assert refused.status == 2
+    assert "no generator" in refused.err
+    assert not (tmp_path / "again").exists()
