@@ -1,23 +1,33 @@
-"""Clips: one generator for all frames of a batch, and how much a result flickers."""
+"""Clips: one generator or one instant transfer for all frames of a batch, and how much a result flickers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..splice_engine import ClipTransfer, SpliceError, choose_key_frames, measure_flicker
+from .. import splice_engine as engine
+from ..splice_engine import ClipTransfer, InstantSettings, SpliceError, choose_key_frames, measure_flicker
+from ..splice_engine.matching.flow import import_opencv
 from ..splice_engine.settings import ClipSettings
 from ..splice_engine.training.key_frames import candidate_frames
 from . import folders
 from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, is_empty, to_image
-from .memory import engine_context, free_for_rendering, load_to_device, recall_backbone
+from .memory import MATCH_BYTES, PAINT_BYTES, engine_context, free_for_rendering, load_to_device, recall_backbone
 from .progress import Cancellable, Progress, with_progress
 from .schema import make_schema
 from .training import TrainingNode, train
 from .transfer import generator_output
-from .widgets import backbone_name_widget, mask_inputs, preset_inputs, resolve_preset, setting_widget
+from .widgets import (
+    backbone_input,
+    backbone_name_widget,
+    feather_widget,
+    mask_inputs,
+    preset_inputs,
+    resolve_preset,
+    setting_widget,
+)
 
 PREVIEW_EVERY = 10
 """Frames between two previews of the result."""
@@ -65,9 +75,7 @@ class Clip(TrainingNode):
         with engine_context():
             settings = resolve_preset(preset, **changes)
             check_image(frames, "clip")
-            exemplar, *more = from_image(appearance, "appearance picture")
-            if more:
-                raise SpliceError("a clip has one appearance picture: Image From Batch picks one of a batch")
+            exemplar = _one_picture(appearance)
             masks = _masks(structure_mask, len(frames))
             usable = [index for index, mask in enumerate(masks) if not is_empty(mask)]
             patchers = [recall_backbone(backbone_name, "auto")]
@@ -90,14 +98,45 @@ class Clip(TrainingNode):
             progress.next(run.steps)
             run.end(run.device)
             free_for_rendering(frames[0, :, :, 0].numel())
-            # A clip may fill much of the memory: there is one copy of it, and it is the result.
-            result = torch.empty(*frames.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())
-            for index, into in enumerate(result.split(1)):
-                with Cancellable():
-                    picture = run.apply(_frame(frames, index), masks[index])
-                into.copy_(to_image([picture]))
-                progress.next(1, picture if index % PREVIEW_EVERY == 0 else None)
-            return io.NodeOutput(result, run.generator.to("cpu"))
+            return io.NodeOutput(_paint_frames(frames, masks, run.apply, progress), run.generator.to("cpu"))
+
+
+class InstantClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="SpliceInstantClip",
+            display_name="Splice Instant Clip (Style)",
+            search_aliases=("video", "style transfer", "frames", "optical flow"),
+            description="Paints all frames of a clip with the appearance of one picture, without training: an instant "
+            "transfer, carried along the motion.",
+            inputs=[
+                io.Image.Input("frames", tooltip="The clip whose structure is kept, as from Get Video Components."),
+                io.Image.Input("appearance", tooltip="The one picture whose appearance is transferred."),
+                backbone_input("The ViT whose features tell which part of a frame belongs to which of the picture."),
+                setting_widget("texture", InstantSettings),
+                feather_widget(),
+                *mask_inputs(),
+                setting_widget("match_passes", InstantSettings, optional=True),
+                setting_widget("density", InstantSettings, optional=True),
+            ],
+            outputs=[io.Image.Output("frames", tooltip="The clip in the appearance of the picture, frame by frame.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, frames, appearance, backbone, structure_mask=None, appearance_mask=None, **changes: float
+    ) -> io.NodeOutput:
+        with engine_context():
+            settings = InstantSettings(**changes)
+            check_image(frames, "clip")
+            import_opencv()
+            exemplar = _one_picture(appearance)
+            masks = _masks(structure_mask, len(frames))
+            b_mask = from_mask(appearance_mask, "appearance mask")
+            (vit,) = load_to_device([backbone], MATCH_BYTES + PAINT_BYTES * frames[0, :, :, 0].numel())
+            clip = engine.InstantClip(exemplar, vit, settings, None if b_mask is None else b_mask[:1])
+            return io.NodeOutput(_paint_frames(frames, masks, clip.apply, Progress(len(frames))))
 
 
 class Flicker(io.ComfyNode):
@@ -133,6 +172,33 @@ class Flicker(io.ComfyNode):
                 f"{m.flickering:.4g} (source {m.source_flickering:.4g}), {m.frames} frames"
             )
             return io.NodeOutput(m.warping_error, m.flickering, report)
+
+
+def _paint_frames(
+    frames: Tensor,
+    masks: Sequence[Tensor | None],
+    apply: Callable[[Tensor, Tensor | None], Tensor],
+    progress: Progress,
+) -> Tensor:
+    """What becomes of each frame and its mask, in order, as an IMAGE.
+
+    A clip may fill much of the memory: there is one copy of it, and it is the result.
+    """
+    result = torch.empty(*frames.shape[:-1], 3, device=mm.intermediate_device(), dtype=image_dtype())
+    for index, into in enumerate(result.split(1)):
+        with Cancellable():
+            picture = apply(_frame(frames, index), masks[index])
+        into.copy_(to_image([picture]))
+        progress.next(1, picture if index % PREVIEW_EVERY == 0 else None)
+    return result
+
+
+def _one_picture(appearance: Tensor) -> Tensor:
+    """The engine picture of an IMAGE that holds one."""
+    exemplar, *more = from_image(appearance, "appearance picture")
+    if more:
+        raise SpliceError("a clip has one appearance picture: Image From Batch picks one of a batch")
+    return exemplar
 
 
 def _frame(clip: Tensor, index: int) -> Tensor:

@@ -21,6 +21,7 @@ class SpliceExtension(ComfyExtension):
             transfer.RefinedTransfer,
             mixture.Interpolate,
             clip.Clip,
+            clip.InstantClip,
             backbone.LoadBackbone,
             features.ExtractFeatures,
             features.SelfSimilarity,

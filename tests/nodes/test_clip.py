@@ -40,6 +40,25 @@ def test_a_clip_is_painted_where_its_masks_allow_it_and_measured(host, graph, te
     assert changed == [True, True, False, True]
 
 
+def test_an_instant_clip_is_painted_where_its_masks_allow_it(host, graph, tensor):
+    frames, masks = clip(), torch.ones(4, 9, 9)
+    masks[2] = 0
+    nodes = {"frames": tensor(frames), "masks": tensor(masks, "TestMask")}
+    nodes["vit"] = {
+        "class_type": "SpliceLoadBackbone",
+        "inputs": {"backbone_name": OFFLINE_BACKBONE, "precision": "fp32"},
+    }
+    inputs = {"appearance": link("b"), "structure_mask": link("masks"), "backbone": link("vit"), "density": 1}
+    outcome = host.run(graph("SpliceInstantClip", nodes, frames=link("frames"), texture=1.0, feather=8.0, **inputs))
+    assert outcome.status == "success", outcome.message
+    pictures = host.pictures(outcome, "save")
+    changed = [
+        np.abs(picture.astype(int) - frame).max() > 2
+        for picture, frame in zip(pictures, frames.mul(255).numpy(), strict=True)
+    ]
+    assert changed == [True, True, False, True]
+
+
 def write_video(path, frames):
     """A video with a second of silence for each 24 frames."""
     with av.open(str(path), "w") as container:
