@@ -239,7 +239,7 @@ def test_the_residual_lies_over_the_output(size, begin, pair, vit):
 
 
 def test_over_a_refined_picture_lies_the_coarse_part_of_what_the_recipe_changes(begin, pair):
-    run = begin(residual=1.0, refine_steps=1, warm_steps=2, steps=3, size=128)
+    run = begin(residual=1.0, refine_steps=1, warm_steps=2, steps=3, size=128, learning_rate=0.01)
     steps = iter(run)
     for _ in range(3):
         next(steps)
