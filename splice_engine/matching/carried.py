@@ -1,5 +1,7 @@
 """The instant transfer of a clip: what one frame is painted with is carried along the motion to the next."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,7 +88,7 @@ class InstantClip:
             frame, self.appearance, self.backbone, self.settings, appearance_mask=self.appearance_mask
         )
         self._new = torch.zeros(sides(found.offsets), dtype=torch.bool, device=frame.device)
-        return found.carry(frame, found.offsets)
+        return replace(found, sampling="bilinear")
 
     def _follow(self, before: InstantTransfer, frame: Tensor) -> InstantTransfer:
         """The transfer of a frame, carried from that of the frame before it."""

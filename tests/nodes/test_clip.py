@@ -23,6 +23,12 @@ def clip(count=4):
     return torch.stack(frames).mul(255).round() / 255
 
 
+def find_changed(pictures, frames):
+    """Which pictures differ from their frames."""
+    pairs = zip(pictures, frames.mul(255).numpy(), strict=True)
+    return [np.abs(picture.astype(int) - frame).max() > 2 for picture, frame in pairs]
+
+
 def test_a_clip_is_painted_where_its_masks_allow_it_and_measured(host, graph, tensor):
     frames, masks = clip(), torch.ones(4, 9, 9)
     masks[2] = 0
@@ -32,12 +38,7 @@ def test_a_clip_is_painted_where_its_masks_allow_it_and_measured(host, graph, te
     inputs = {"frames": link("frames"), "appearance": link("b"), "structure_mask": link("masks"), **QUICK}
     outcome = host.run(graph("SpliceClip", nodes, **inputs))
     assert outcome.status == "success", outcome.message
-    pictures = host.pictures(outcome, "save")
-    changed = [
-        np.abs(picture.astype(int) - frame).max() > 2
-        for picture, frame in zip(pictures, frames.mul(255).numpy(), strict=True)
-    ]
-    assert changed == [True, True, False, True]
+    assert find_changed(host.pictures(outcome, "save"), frames) == [True, True, False, True]
 
 
 def test_an_instant_clip_is_painted_where_its_masks_allow_it(host, graph, tensor):
@@ -51,12 +52,7 @@ def test_an_instant_clip_is_painted_where_its_masks_allow_it(host, graph, tensor
     inputs = {"appearance": link("b"), "structure_mask": link("masks"), "backbone": link("vit"), "density": 1}
     outcome = host.run(graph("SpliceInstantClip", nodes, frames=link("frames"), texture=1.0, feather=8.0, **inputs))
     assert outcome.status == "success", outcome.message
-    pictures = host.pictures(outcome, "save")
-    changed = [
-        np.abs(picture.astype(int) - frame).max() > 2
-        for picture, frame in zip(pictures, frames.mul(255).numpy(), strict=True)
-    ]
-    assert changed == [True, True, False, True]
+    assert find_changed(host.pictures(outcome, "save"), frames) == [True, True, False, True]
 
 
 def write_video(path, frames):
