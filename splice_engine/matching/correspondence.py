@@ -155,8 +155,10 @@ class Correspondence:
 
     def _shares(self, temperature: float) -> Iterator[Tensor]:
         """Softmax weights of the target's cells `[n, M]`, for some of the source's at a time."""
-        for part in self.source.split(max(1, CHUNK_ENTRIES // len(self.target))):
-            yield self._exclude_unmatchable(part @ self.target.T / temperature).softmax(dim=-1)
+        step = max(1, CHUNK_ENTRIES // len(self.target))
+        for first in range(0, len(self.source), step):
+            similarity = self._similarities(first, first + step)
+            yield self._exclude_unmatchable(similarity / temperature).softmax(dim=-1)
 
     def matches(self, radius: int = 0, mirror: bool = False) -> Tensor:
         """The best match of each source cell.
@@ -187,6 +189,8 @@ class Correspondence:
     def crowding(self) -> Tensor:
         """`[M]`, mean similarity of each target cell to the cells of the source that are nearest to it."""
         count = min(CROWDING_PATCHES * self.density**2, len(self.source))
+        if self._whole is not None:
+            return self._whole.topk(count, dim=0).values.mean(dim=0)
         parts = self.target.split(max(1, CHUNK_ENTRIES // len(self.source)))
         return torch.cat([(part @ self.source.T).topk(count).values.mean(dim=1) for part in parts])
 
@@ -225,7 +229,7 @@ class Correspondence:
         reach = radius * self.density
         for top, bottom in self._bands(reach, range(height) if rows is None else rows):
             first, last = max(0, top - reach), min(height, bottom + reach)
-            similarity = self.source[first * width : last * width] @ self.target.T
+            similarity = self._similarities(first * width, last * width)
             by_row = _diagonal_mean(
                 similarity.view(last - first, width, *self.target_grid) - crowding, 0, radius, self.density
             )
@@ -234,6 +238,15 @@ class Correspondence:
             if mirror:
                 volumes.append(_diagonal_mean(by_row, 1, radius, self.density, mirrored=True))
             yield slice(top, bottom), volumes
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """All similarities `[N, M]`, of which both crowding and matches are made, where so many may be in memory."""
+        return self.source @ self.target.T if len(self.source) * len(self.target) <= CHUNK_ENTRIES else None
+
+    def _similarities(self, first: int, last: int) -> Tensor:
+        """Those of some of the source's cells, in their order, `[last - first, M]`."""
+        return self.source[first:last] @ self.target.T if self._whole is None else self._whole[first:last]
 
     def _exclude_unmatchable(self, similarity: Tensor) -> Tensor:
         """Similarities `[..., M]` with minus infinity for the target patches that may not be matched."""

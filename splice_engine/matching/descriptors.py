@@ -73,7 +73,7 @@ def describe(
     picture = resize(picture.to(backbone.device), size)
     counts = None if centre is None else F.interpolate(centre.view(1, 1, *grid).float(), size, mode="nearest")
     picture = balance_exposure(picture, counts)
-    extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density)
+    extracted = extract_dense(torch.cat([picture, picture.flip(-1)]), backbone, requests, density, every_second=True)
     parts = []
     for request in requests:
         features = (extracted[request][0] + extracted[request][1].flip(1)).movedim(-1, 0)[None]

@@ -55,7 +55,7 @@ def dense_features(
 
 
 def extract_dense(
-    picture: Tensor, backbone: Backbone, requests: Sequence[Request], density: int
+    picture: Tensor, backbone: Backbone, requests: Sequence[Request], density: int, every_second: bool = False
 ) -> dict[Request, Tensor]:
     """What is read of a batch of pictures, on a grid `density` times as fine as the patches.
 
@@ -64,6 +64,8 @@ def extract_dense(
         backbone: The ViT.
         requests: Facets of tokens.
         density: 1, 2 or 4.
+        every_second: Only the black squares of the fine grid, as of a checkerboard, are extracted, in half of the time;
+            the white ones get the means of their neighbours. A mirrored picture's are the others.
 
     Returns:
         `[B, h·density, w·density, D]` for each request.
@@ -80,14 +82,30 @@ def extract_dense(
     dense: dict[Request, Tensor] = {}
     for row, down in enumerate(offsets):
         for column, right in enumerate(offsets):
+            if every_second and (row + column) % 2:
+                continue
             extracted = backbone(shift(picture, down, right), requests)
             for request, tokens in extracted.items():
                 if request not in dense:
                     size = (len(picture), grid[0] * density, grid[1] * density, tokens.shape[-1])
-                    dense[request] = tokens.new_empty(size)
+                    dense[request] = tokens.new_zeros(size)
                 cells = tokens[:, backbone.prefix :].unflatten(1, grid)
                 dense[request][:, row::density, column::density] = cells
+    if every_second and density > 1:
+        for features in dense.values():
+            _fill_white_squares(features)
     return dense
+
+
+def _fill_white_squares(features: Tensor) -> None:
+    """Gives the cells of `[B, h, w, D]` whose row and column are not both even or both odd the means of their four
+    neighbours, which are."""
+    padded = F.pad(features.movedim(-1, 1), [1] * 4, mode="reflect").movedim(1, -1)
+    vertical = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1]
+    horizontal = padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+    for row, column in ((0, 1), (1, 0)):
+        white = (slice(None), slice(row, None, 2), slice(column, None, 2))
+        features[white] = (vertical[white] + horizontal[white]) / 4
 
 
 def shift(picture: Tensor, down: int, right: int) -> Tensor:

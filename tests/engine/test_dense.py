@@ -5,6 +5,8 @@ import torch
 
 from splice_engine import Correspondence, SpliceError, dense_features
 from splice_engine.images import resize
+from splice_engine.vit.backbone import Request
+from splice_engine.vit.dense import extract_dense
 
 KINDS = ("dino", "dinov2", "dinov2_reg", "dinov3")
 
@@ -40,6 +42,27 @@ def test_the_cells_are_those_of_shifted_pictures(kind, density, tiny, picture, g
         moved = picture[..., 16 + at[0] : 16 + at[0] + side, 16 + at[1] : 16 + at[1] + side]
         plain = backbone.features(moved, 0, "value").tokens.unflatten(1, (4, 4))
         assert gap(cells[:, row::density, column::density][:, 1:3, 1:3], plain[:, 1:3, 1:3]) < 1e-5
+
+
+@pytest.mark.parametrize("density", [2, 4])
+def test_half_of_the_cells_may_be_means_of_the_others(density, tiny, picture):
+    backbone, request = tiny(), Request(1, "token")
+    side = 4 * backbone.patch
+    inside = picture[..., :side, : 2 * side]
+    every = extract_dense(inside, backbone, [request], density)[request]
+    half = extract_dense(inside, backbone, [request], density, every_second=True)[request]
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in half.shape[1:3]), indexing="ij")
+    black = (rows + columns) % 2 == 0
+    assert torch.equal(half[:, black], every[:, black])
+    for row, column in ((5, 6), (6, 5)):
+        neighbours = [
+            half[:, row - 1, column],
+            half[:, row + 1, column],
+            half[:, row, column - 1],
+            half[:, row, column + 1],
+        ]
+        torch.testing.assert_close(half[:, row, column], torch.stack(neighbours).mean(dim=0))
+    torch.testing.assert_close(half[:, 0, 1], (half[:, 0, 0] + half[:, 0, 2]) / 4 + half[:, 1, 1] / 2)
 
 
 def test_what_has_no_finer_grid_is_refused(tiny, picture):
