@@ -54,6 +54,7 @@ class AppearanceTransfer(TrainingNode):
                 *mask_inputs(),
                 best_of_widget(),
                 weights_widget(),
+                setting_widget("texture", optional=True),
             ],
             outputs=[picture_output(), generator_output()],
         )
@@ -119,6 +120,7 @@ class Optimizer(TrainingNode):
                     tooltip="Training starts from a copy of this one, in place of the warm start.",
                 ),
                 override_widget("refine_steps", optional=True),
+                setting_widget("texture", optional=True),
             ],
             outputs=[
                 picture_output(),

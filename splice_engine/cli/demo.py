@@ -16,6 +16,9 @@ from .common import add_overwrite, recipe_options
 from .inputs import Inputs
 from .transfer import add_training, check_outputs, train
 
+TEXTURE = 0.3
+"""Of the recipe: with all of the texture, the wrinkles and glasses of the one face lie on the cheeks of the other."""
+
 
 def add_demo(commands: Any) -> None:
     """Adds `splice demo`."""
@@ -43,7 +46,7 @@ def run_demo(options: argparse.Namespace) -> int:
     except OSError as error:
         raise write_error(folder, error) from None
     options.output, options.strip = folder / "demo.png", folder / "demo-strip.png"
-    settings = preset(options.preset, **recipe_options(Settings, options))
+    settings = preset(options.preset, **{"texture": TEXTURE, **recipe_options(Settings, options)})
     check_outputs(options, settings)
     structure, appearance = load_pair()
     return train(Inputs(structure, [appearance]), settings, options)

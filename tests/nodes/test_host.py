@@ -240,10 +240,11 @@ def test_an_objective_of_chained_terms(host, graph):
 
 
 def test_the_composable_way_gives_the_picture_of_the_one_node(host, graph):
-    """With the preset's own weights: what it asks of colours and texture stays."""
-    recipe = {"preset": "draft", "steps": 2, "seed": 50}
-    one = host.run(graph(TRANSFER, **recipe))
-    assert one.status == "success", one.message
+    """With the preset's own weights: what it asks of colours stays, and so does the share of the texture."""
+    recipe = {"preset": "draft", "steps": 2, "seed": 50, "texture": 0.3}
+    one, full = (host.run(graph(TRANSFER, **{**recipe, **more})) for more in ({}, {"texture": 1.0}))
+    assert one.status == full.status == "success", one.message or full.message
+    assert not np.array_equal(host.pictures(one, "save")[0], host.pictures(full, "save")[0])
     nodes = {
         "one": node("SpliceAppearanceTerm", weight=6.0, layer=-1),
         "two": node("SpliceStructureTerm", weight=300.0, layer=-1, objective=link("one")),
