@@ -82,7 +82,10 @@ def analyse(splice, files):
     def run(command, *extra, picture=files.structure, output=files.result):
         arguments = {
             "pca": ("--size", 112),
-            "similarity": () if "--mask" in extra and "mask.png" not in extra else ("--point", 0.4, 0.3),
+            "similarity": (
+                *("--density", 1),
+                *(() if "--mask" in extra and "mask.png" not in extra else ("--point", 0.4, 0.3)),
+            ),
             "attention": ("--size", 112),
             "invert": ("--size", 84, "--steps", 1, "--quiet"),
             "ablate": (files.appearance, "--size", 64, "--vit-size", 56, "--steps", 1, "--quiet"),
@@ -560,7 +563,7 @@ def test_similarity_with_another_picture_and_a_mask(splice, files):
     area[..., 5:30, 28:50] = 1
     save_picture(area, files.other)
     arguments = ("similarity", files.structure, files.appearance, "--mask", files.other, "-o", files.result, *VIT)
-    assert splice(*arguments).status == 0
+    assert splice(*arguments, "--density", 1).status == 0
     assert load_picture(files.result).shape[-2:] == (80, 66)
 
 
@@ -570,7 +573,7 @@ def test_every_command_reads_a_mask_in_one_way(half, splice, files):
     area = torch.zeros(1, 1, *SHAPE)
     area[..., 5:30, 28:50] = 1
     save_picture(area.expand(1, 3, -1, -1), files.other)
-    command = ("similarity", files.structure, "-o", files.result, *VIT, "--mask", files.other)
+    command = ("similarity", files.structure, "-o", files.result, *VIT, "--density", 1, "--mask", files.other)
     assert splice(*command).status == 0
     expected = load_picture(files.result)
     if half == "opaque":
