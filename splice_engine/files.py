@@ -1,6 +1,7 @@
 """The cache folder, and writing files: whole or not at all, and over others only where that is allowed."""
 
 import errno
+import hashlib
 import os
 import secrets
 import time
@@ -38,13 +39,24 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside `target`: it becomes `target` if the block succeeds and is deleted if it fails."""
-    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}{target.suffix}")  # short: long names have no room
+    temporary = target.with_name(f"{_beginning(target)}{secrets.token_hex(4)}{target.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
     try:
         yield temporary
         _replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes what killed processes have left of writing a file; none may be writing it now."""
+    for path in target.parent.glob(f"{_beginning(target)}*"):
+        path.unlink(missing_ok=True)
+
+
+def _beginning(target: Path) -> str:
+    """How the names of a file's temporary paths begin: short, since long names have no room."""
+    return f"{TEMPORARY}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
 
 
 def _replace(temporary: Path, target: Path) -> None:

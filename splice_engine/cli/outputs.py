@@ -89,10 +89,10 @@ class Log:
     def __init__(self, path: Path | None, kept: int = 0) -> None:
         self._error: OSError | None = None
         try:
-            before = path.read_bytes().splitlines(keepends=True)[:kept] if path and kept and path.is_file() else []
-            self._file = None if path is None else path.open("wb", buffering=0)
-            if self._file is not None and before:
-                self._file.write(b"".join(before))
+            lines = path.read_bytes().splitlines(keepends=True)[:kept] if path and kept and path.is_file() else []
+            self._file = None if path is None else path.open("r+b" if lines else "wb", buffering=0)
+            if self._file is not None:  # lines that stay are not written anew: a kill then would lose them
+                self._file.truncate(self._file.seek(sum(map(len, lines))))
         except OSError as error:
             assert path is not None
             raise write_error(path, error) from None

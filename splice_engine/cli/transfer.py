@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..analysis.figures import comparison_strip
 from ..analysis.metrics import measure
 from ..errors import SpliceError
-from ..files import check_place
+from ..files import check_place, remove_leftovers
 from ..images import check_format, check_writable, from_pil, save_picture, sides
 from ..mixing import to_shares
 from ..presets import DEFAULT_PRESET, PRESETS, preset
@@ -146,6 +146,9 @@ def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
     for path in others:
         check_place(path, options.overwrite)
     check_distinct([*pictures, *others])
+    if options.resume:
+        for path in [*pictures, *others]:
+            remove_leftovers(path)
 
 
 def train(inputs: Inputs, settings: Settings, options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from splice_engine import (
     preset,
     save_picture,
 )
+from splice_engine.cli.outputs import Log
+from splice_engine.files import atomic_path
 from splice_engine.images import resize
 from splice_engine.training.checkpoint import Checkpoint
 
@@ -166,6 +169,8 @@ def test_a_killed_command_goes_on(start, splice, command, tmp_path):
         child.kill()
         child.communicate()
     assert not (folder / "out.png").exists()
+    writing = atomic_path(folder / "out-00002.png")  # not closed: it leaves what a kill at that moment leaves
+    writing.__enter__().write_bytes(b"half")
     result = splice(*command(folder), "--resume")
     assert result.status == 0
     assert "going on after step" in result.err
@@ -181,6 +186,19 @@ def test_a_killed_command_goes_on(start, splice, command, tmp_path):
             torch.testing.assert_close(*states, rtol=0, atol=0)
         else:
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_log_that_goes_on_loses_no_line(tmp_path, limit_file_size):
+    """Those that stay are not written anew, which a kill might prevent, or a full disk."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": 1}\n{"step": 2}\n')
+    with limit_file_size(0), closing(Log(path, kept=2)):
+        assert path.read_bytes() == b'{"step": 0}\n{"step": 1}\n'
+    with closing(Log(path, kept=2)) as log:
+        log.write({"step": 5})
+    assert path.read_bytes() == b'{"step": 0}\n{"step": 1}\n{"step": 5}\n'
+    with closing(Log(path)):
+        assert path.read_bytes() == b""
 
 
 def test_resuming_asks_for_the_same_run(splice, command, tmp_path, monkeypatch):

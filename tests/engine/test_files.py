@@ -70,6 +70,15 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_what_a_kill_has_left_is_removed(tmp_path):
+    """Of that file alone."""
+    writing = [files.atomic_path(tmp_path / name) for name in ("a.png", "b.png")]  # not closed, as after a kill
+    paths = [context.__enter__() for context in writing]
+    (tmp_path / "a.png").write_text("old")
+    files.remove_leftovers(tmp_path / "a.png")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.png", paths[1]])
+
+
 @pytest.mark.parametrize(("times", "replaced"), [(1, True), (3, True), (9, False)])
 def test_a_target_that_another_program_has_open_is_tried_again(times, replaced, tmp_path, monkeypatch):
     """As on Windows, where a viewer or a virus scanner keeps others from replacing a file."""
