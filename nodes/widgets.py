@@ -116,7 +116,8 @@ def best_of_widget() -> io.Input:
         max=MOST,
         optional=True,
         tooltip="Try so many seeds, from the given one on, and keep the best by structure and appearance distance; "
-        "where time is short the worse half is left early. Four take at most 1.8 times as long as one.",
+        "where time is short the worse half is left early, where some is left the best trains on while that helps. "
+        "Four take at most 1.8 times as long as one.",
     )
 
 

@@ -63,7 +63,7 @@ class Splicing:
         targets = self.extract_targets(a, b, names)
         pictures = Pictures(output, a.picture, a.target, b.picture, reconstruction, a.mask, b.mask)
         self.optimizer.zero_grad(set_to_none=True)
-        colour = 1 + (settings.colour_end - 1) * index / max(1, settings.steps - 1)
+        colour = 1 + (settings.colour_end - 1) * min(1.0, index / max(1, settings.steps - 1))
         total, losses = backward(self.objective, pictures, names, targets, {"colour": colour})
         if self.compares_whole and settings.whole_every and index % settings.whole_every == 0:
             # A backward pass of its own: the same sum of gradients, without both graphs in memory at once.

@@ -1,7 +1,7 @@
 """Semantic appearance transfer: a generator is trained on one pair of pictures (paper, section 3)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import cached_property
@@ -148,6 +148,16 @@ class Transfer(Run):
             self._trained.load_state_dict(other._trained.state_dict())
             if self._average is not None and other._average is not None:
                 self._average.load_state_dict(other._average.state_dict())
+
+    def extend(self, until: int) -> None:
+        """Lets the run go on until it has taken so many steps, past its recipe's at the learning rate of its end."""
+        self.settings = replace(self.settings, steps=until - self.settings.steps_before)
+
+    def end_at(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Ends the run as it was after fewer steps, with the weights that its generator had then."""
+        self.generator.load_state_dict(weights)
+        self.extend(step)
+        self.step = step
 
     def image(self, size: int | None = None) -> Tensor:
         """The picture so far: the generator applied to the whole structure picture, its output laid into the mask.

@@ -2,19 +2,37 @@
 
 from dataclasses import replace
 from functools import partial
+from operator import truediv
 from statistics import median
 
 import pytest
 import torch
 
 from splice_engine import PRESETS, Transfer, load_picture, measure, preset, save_picture
-from splice_engine.batch.best_of import COARSE_COST, MEASURE_COST, MOST, REFINE_COST, WARM_COST, BestOf, plan_rounds
+from splice_engine.batch.best_of import (
+    COARSE_COST,
+    MATCH_COST,
+    MEASURE_COST,
+    MOST,
+    REFINE_COST,
+    WARM_COST,
+    BestOf,
+    plan_further,
+    plan_rounds,
+)
 from splice_engine.images import resize
 from splice_engine.presets import DEFAULT_PRESET
 
 pytestmark = pytest.mark.usefixtures("coarse_matching")
 
 SMALL = preset("draft", size=64, vit_size=56, steps=9, warm_steps=6, density=1, cached_crops=3)
+
+LONG_BEFORE = replace(SMALL, steps=6, refine_steps=12)
+"""All of a few seeds can be trained to their end, since they share most of the work."""
+
+
+def distances_of(score):
+    return score.structure_distance, score.appearance_distance
 
 
 def price(settings, first, last):
@@ -31,18 +49,23 @@ def test_the_cost_is_below_1_8_runs(settings, count):
     """Measures included."""
     rounds = plan_rounds(settings, count)
     assert rounds == sorted(rounds)
-    cost = single = price(settings, 0, settings.all_steps)
+    match = MATCH_COST * settings.match_passes * settings.density if settings.warm_steps else 0
+    cost = single = match + price(settings, 0, settings.all_steps)
     before, left = settings.steps_before, count
     for step in rounds:
         cost += (left - 1) * price(settings, before, step) + left * MEASURE_COST
         before, left = step, (left + 1) // 2
     assert left == 1 or rounds == [settings.all_steps]
+    further = [settings.all_steps, *plan_further(settings, count)]
+    cost += further[-1] - further[0] + (len(further) - 1) * MEASURE_COST
+    assert len(further) == 1 or rounds == [settings.all_steps]
     assert cost <= 1.8 * single
 
 
 def test_four_seeds_of_the_default_recipe_are_measured_at_their_end():
     settings = PRESETS[DEFAULT_PRESET]
     assert plan_rounds(settings, 4) == [settings.all_steps]
+    assert plan_further(settings, 4) == [settings.all_steps + steps for steps in (5, 10, 15)]
 
 
 @pytest.mark.parametrize("refine_steps", [0, 2])
@@ -60,7 +83,7 @@ def test_the_best_goes_on_as_its_seed_alone(refine_steps, pair, tiny):
     assert [score.goes_on for score in first] == [True, True, False, False]
     assert [score.goes_on for score in second] == [True, False]
     assert {score.seed for score in second} == {score.seed for score in first if score.goes_on}
-    distances = [(score.structure_distance, score.appearance_distance) for score in first]
+    distances = [distances_of(score) for score in first]
     typical = [median(values) for values in zip(*distances, strict=True)]
     worse = [max(structure / typical[0], appearance / typical[1]) for structure, appearance in distances]
     assert worse == sorted(worse)
@@ -79,9 +102,38 @@ def test_the_best_goes_on_as_its_seed_alone(refine_steps, pair, tiny):
     assert torch.equal(best.image(), alone.image())
 
 
-def test_leaving_the_loop_loses_nothing(pair, tiny):
+@pytest.mark.parametrize("end", [1.0, 0.1])  # more steps help, by 5 %; do not help, by 0.3 %
+def test_the_best_trains_on_while_that_makes_it_better(end, pair, tiny):
+    """Its result is what it was after the steps with the lowest worse share, be they the recipe's or more."""
+    pictures = [resize(picture, (72, 88)) for picture in pair]
+    backbone = tiny()
+    settings = replace(LONG_BEFORE, learning_rate_end=end)
+    selection = BestOf(partial(Transfer, *pictures, backbone), settings, 2)
+    assert (len(list(selection)), selection.steps_left) == (selection.steps, 0)
+    first, further = selection.scores[:2], selection.scores[2:]
+    best, seed = selection.best, first[0].seed
+    assert [score.step for score in further] == [settings.all_steps + step for step in (1, 2, 3)]
+    assert {score.seed for score in further} == {best.settings.seed} == {seed}
+    typical = [median(values) for values in zip(*map(distances_of, first), strict=True)]
+    shares = [max(map(truediv, distances_of(score), typical)) for score in selection.scores]
+    assert [score.goes_on for score in further] == [shares[i] < min(shares[0:1] + shares[2:i]) for i in (2, 3, 4)]
+    chosen = [score for score in selection.scores if score.goes_on][-1]
+    assert chosen.step > settings.all_steps or end < 1
+    assert (best.step, best.steps_left, len(selection.taken)) == (chosen.step, 0, chosen.step)
+    alone = Transfer(*pictures, backbone, replace(settings, seed=seed))
+    for score in [first[0], *further]:
+        alone.extend(score.step)
+        list(alone)
+        measured = measure(*pictures, alone.image(64), backbone)
+        assert (measured.structure_distance, measured.appearance_distance) == distances_of(score)
+        if score is chosen:
+            assert torch.equal(best.image(), alone.image())
+
+
+@pytest.mark.parametrize("settings", [SMALL, LONG_BEFORE], ids=["halved", "to the end"])
+def test_leaving_the_loop_loses_nothing(settings, pair, tiny):
     begin = partial(Transfer, *(resize(picture, (72, 88)) for picture in pair), tiny())
-    whole, broken = (BestOf(begin, SMALL, 3) for _ in range(2))
+    whole, broken = (BestOf(begin, settings, 3) for _ in range(2))
     totals = [step.total.item() for step in whole]
     got = []
     while broken.steps_left:
@@ -92,6 +144,7 @@ def test_leaving_the_loop_loses_nothing(pair, tiny):
     list(broken)
     assert got == totals
     assert broken.scores == whole.scores
+    assert torch.equal(broken.image(), whole.image())
 
 
 @pytest.fixture
