@@ -91,7 +91,7 @@ class Log:
         try:
             lines = path.read_bytes().splitlines(keepends=True)[:kept] if path and kept and path.is_file() else []
             self._file = None if path is None else path.open("r+b" if lines else "wb", buffering=0)
-            if self._file is not None:  # lines that stay are not written anew: a kill then would lose them
+            if self._file is not None and lines:  # they are not written anew: a kill then would lose them
                 self._file.truncate(self._file.seek(sum(map(len, lines))))
         except OSError as error:
             assert path is not None
