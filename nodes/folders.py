@@ -18,8 +18,8 @@ BACKBONES, GENERATORS = "dino", "splice_generators"
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
 """What the workflows open with: portraits of Eileen Collins (NASA) and Grace Hopper (U.S. Navy), in the public domain;
-a clip that moves over the first, with its masks; scikit-image's cat (CC0 by Stéfan van der Walt) and cup of coffee (CC0
-by Rachel Michetti). In pictures with a mask it is transparent, as MaskEditor saves it."""
+a clip that moves over the first, with its masks; scikit-image's cup of coffee (CC0 by Rachel Michetti). A mask is what
+is transparent, as MaskEditor saves it."""
 
 
 def register_folders() -> None:
