@@ -251,7 +251,7 @@ def test_over_a_refined_picture_lies_the_coarse_part_of_what_the_recipe_changes(
         with_coarse_chroma(refined + part, refined).clamp(0, 1)
         for part in (change, resize(resize(change, short_side_size(*sides(change), 64)), sides(change)))
     )
-    assert (whole - coarse).abs().max() > 0.005
+    assert (whole - coarse).abs().max() > 1e-3  # a hundred times what the comparison allows
     torch.testing.assert_close(run.image(), coarse)
 
 
