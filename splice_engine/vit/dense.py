@@ -88,7 +88,7 @@ def extract_dense(
             for request, tokens in extracted.items():
                 if request not in dense:
                     size = (len(picture), grid[0] * density, grid[1] * density, tokens.shape[-1])
-                    dense[request] = tokens.new_zeros(size)
+                    dense[request] = tokens.new_empty(size)
                 cells = tokens[:, backbone.prefix :].unflatten(1, grid)
                 dense[request][:, row::density, column::density] = cells
     if every_second and density > 1:
