@@ -33,6 +33,13 @@ PREVIEW_EVERY = 10
 """Frames between two previews of the result."""
 
 
+def _clip_inputs() -> list[io.Input]:
+    return [
+        io.Image.Input("frames", tooltip="The clip whose structure is kept, as from Get Video Components."),
+        io.Image.Input("appearance", tooltip="The one picture whose appearance is transferred."),
+    ]
+
+
 class Clip(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -43,8 +50,7 @@ class Clip(TrainingNode):
             description="Paints all frames of a clip with the appearance of one picture, by one generator that is "
             "trained on a few key frames, so that nothing flickers.",
             inputs=[
-                io.Image.Input("frames", tooltip="The clip whose structure is kept, as from Get Video Components."),
-                io.Image.Input("appearance", tooltip="The one picture whose appearance is transferred."),
+                *_clip_inputs(),
                 backbone_name_widget(),
                 *preset_inputs(),
                 setting_widget("key_frames", ClipSettings),
@@ -111,8 +117,7 @@ class InstantClip(io.ComfyNode):
             description="Paints all frames of a clip with the appearance of one picture, without training: an instant "
             "transfer, carried along the motion.",
             inputs=[
-                io.Image.Input("frames", tooltip="The clip whose structure is kept, as from Get Video Components."),
-                io.Image.Input("appearance", tooltip="The one picture whose appearance is transferred."),
+                *_clip_inputs(),
                 backbone_input("The ViT whose features tell which part of a frame belongs to which of the picture."),
                 setting_widget("texture", InstantSettings),
                 feather_widget(),

@@ -160,7 +160,8 @@ class BestOf(Run):
             run = self.runs[index]
             self.scores.append(Score(run.step, run.settings.seed, *found[index], index in going_on))
         self.runs = [self.runs[index] for index in going_on]
-        self._keep(shares[order[0]])
+        if self.further:
+            self._keep(shares[order[0]])
 
     def _keep_better(self) -> None:
         """Measures the best run, which has trained on; after the last time it is what it was when it was best."""

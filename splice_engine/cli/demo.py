@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..vit.catalogue import OFFLINE_BACKBONE
 from .common import add_overwrite, recipe_options
 from .inputs import Inputs
-from .transfer import add_training, check_outputs, train
+from .transfer import add_training, prepare_outputs, train
 
 TEXTURE = 0.3
 """Of the recipe: with all of the texture, the wrinkles and glasses of the one face lie on the cheeks of the other."""
@@ -47,7 +47,7 @@ def run_demo(options: argparse.Namespace) -> int:
         raise write_error(folder, error) from None
     options.output, options.strip = folder / "demo.png", folder / "demo-strip.png"
     settings = preset(options.preset, **{"texture": TEXTURE, **recipe_options(Settings, options)})
-    check_outputs(options, settings)
+    prepare_outputs(options, settings)
     structure, appearance = load_pair()
     return train(Inputs(structure, [appearance]), settings, options)
 

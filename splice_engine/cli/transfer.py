@@ -60,7 +60,7 @@ def add_transfer(commands: Any) -> None:
 def run_transfer(options: argparse.Namespace) -> int:
     """Trains on a pair of pictures."""
     settings = preset(options.preset, **recipe_options(Settings, options))
-    check_outputs(options, settings)
+    prepare_outputs(options, settings)
     return train(load_inputs(options), settings, options)
 
 
@@ -133,8 +133,8 @@ def add_training(
     add_settings(parser, Settings)
 
 
-def check_outputs(options: argparse.Namespace, settings: Settings) -> None:
-    """Checks that all files of a training can be written, and that no two are the same."""
+def prepare_outputs(options: argparse.Namespace, settings: Settings) -> None:
+    """Checks that all files of a training can be written and no two are the same, and removes what a kill left."""
     check_checkpoints(options)
     pictures = [options.output, *([options.strip] if options.strip else [])]
     if options.every:

@@ -51,11 +51,8 @@ class InstantClip:
         settings: InstantSettings = InstantSettings(),  # noqa: B008 (frozen)
         appearance_mask: Tensor | None = None,
     ) -> None:
-        self.appearance, self.backbone, self.settings = (
-            check_picture(appearance, "appearance picture"),
-            backbone,
-            settings,
-        )
+        self.appearance = check_picture(appearance, "appearance picture")
+        self.backbone, self.settings = backbone, settings
         self.appearance_mask = None if appearance_mask is None else check_mask(appearance_mask, "appearance mask")
         self._before: InstantTransfer | None = None
         self._new = torch.zeros(())

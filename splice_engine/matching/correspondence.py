@@ -183,6 +183,7 @@ class Correspondence:
                 row = torch.where(better, best.indices // width, row)
                 column = torch.where(better, 2 * width - 1 - best.indices % width, column)
             parts.append(torch.stack([row, column]))
+        vars(self).pop("_whole", None)  # refinement keeps the map, but needs all similarities no more
         return torch.cat(parts, dim=1)
 
     @cached_property
