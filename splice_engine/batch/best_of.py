@@ -69,7 +69,7 @@ class BestOf(Run):
 
         for step in (selection := BestOf(begin, settings, 4)):
             print(step.index)
-        for step in (run := selection.best):
+        for step in (run := selection.choose()):
             print(step.index)
 
     Args:
@@ -92,14 +92,24 @@ class BestOf(Run):
         self.step, self._steps = 0, count_steps(settings, count)
         self._round, self._further, self._is_shared = 0, 0, False
         self._typical: list[float] = []
-        self._kept: tuple[float, int, dict[str, Tensor]]
+        self._kept: tuple[float, int, dict[str, Tensor]] | None = None
         self._before: list[Step] = []
         self._own: dict[int, list[Step]] = {seed: [] for seed in seeds}
 
     @property
     def best(self) -> Transfer:
-        """The best run so far."""
+        """The best run so far, as it is."""
         return self.runs[0]
+
+    def choose(self) -> Transfer:
+        """Ends the selection, wherever it is; the best run, as it was where it was measured best."""
+        if self._kept is not None:
+            _, step, weights = self._kept
+            del self._own[self.best.settings.seed][step - self.best.settings.steps_before :]
+            self.best.end_at(step, weights)
+            self._kept = None
+        self._round, self._further = len(self.rounds), len(self.further)
+        return self.best
 
     @property
     def taken(self) -> list[Step]:
@@ -164,17 +174,13 @@ class BestOf(Run):
             self._keep(shares[order[0]])
 
     def _keep_better(self) -> None:
-        """Measures the best run, which has trained on; after the last time it is what it was when it was best."""
+        """Measures the best run, which has trained on."""
         found = _measure(self.best)
         share = self._worse_share(found)
-        is_better = share < self._kept[0]
+        is_better = self._kept is None or share < self._kept[0]
         self.scores.append(Score(self.best.step, self.best.settings.seed, *found, is_better))
         if is_better:
             self._keep(share)
-        if self._further == len(self.further):
-            _, step, weights = self._kept
-            del self._own[self.best.settings.seed][step - self.best.settings.steps_before :]
-            self.best.end_at(step, weights)
 
     def _keep(self, share: float) -> None:
         """Keeps what makes the best run's picture."""

@@ -120,7 +120,7 @@ def _transfer(job: Job, backbone: Backbone) -> Outcome:
     selection = BestOf(begin, job.settings, job.best_of)
     for _ in selection:
         pass
-    run = selection.best
+    run = selection.choose()
     for _ in run:
         pass
     result = render_result(run)

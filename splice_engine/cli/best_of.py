@@ -53,5 +53,7 @@ def choose_run(begin: Callable[[Settings], Transfer], settings: Settings, option
         pass
     for score in selection.scores:
         print(score)
+    interrupted = selection.steps_left > 0
+    run = selection.choose()
     lines = [{"step": step.index, **step.floats()} for step in selection.taken]
-    return Choice(selection.best, lines, selection.steps_left > 0)
+    return Choice(run, lines, interrupted)

@@ -95,7 +95,7 @@ def test_the_best_goes_on_as_its_seed_alone(refine_steps, pair, tiny):
         alone = measure(*pictures, run.image(64), backbone)
         assert alone.structure_distance == score.structure_distance
         assert alone.appearance_distance == score.appearance_distance
-    best = selection.best
+    best = selection.choose()
     assert best.settings.seed == second[0].seed
     alone = Transfer(*pictures, backbone, best.settings)
     assert [step.total.item() for step in alone][best.step :] == [step.total.item() for step in best]
@@ -111,7 +111,7 @@ def test_the_best_trains_on_while_that_makes_it_better(end, pair, tiny):
     selection = BestOf(partial(Transfer, *pictures, backbone), settings, 2)
     assert (len(list(selection)), selection.steps_left) == (selection.steps, 0)
     first, further = selection.scores[:2], selection.scores[2:]
-    best, seed = selection.best, first[0].seed
+    best, seed = selection.choose(), first[0].seed
     assert [score.step for score in further] == [settings.all_steps + step for step in (1, 2, 3)]
     assert {score.seed for score in further} == {best.settings.seed} == {seed}
     typical = [median(values) for values in zip(*map(distances_of, first), strict=True)]
@@ -128,6 +128,30 @@ def test_the_best_trains_on_while_that_makes_it_better(end, pair, tiny):
         assert (measured.structure_distance, measured.appearance_distance) == distances_of(score)
         if score is chosen:
             assert torch.equal(best.image(), alone.image())
+
+
+def test_a_selection_that_is_ended_early_gives_the_best_so_far(pair, tiny):
+    """Further steps that were not measured do not count."""
+    begin = partial(Transfer, *(resize(picture, (72, 88)) for picture in pair), tiny())
+    selection = BestOf(begin, replace(LONG_BEFORE, learning_rate_end=1.0), 2)
+    for _ in selection:
+        if selection.best.step == LONG_BEFORE.all_steps + 2:
+            break
+    first, _, further = selection.scores
+    assert further.step == LONG_BEFORE.all_steps + 1
+    best = selection.choose()
+    chosen = further if further.goes_on else first
+    assert (best.step, best.steps_left, len(selection.taken)) == (chosen.step, 0, chosen.step)
+    alone = Transfer(
+        best.picture,
+        best.appearance,
+        best.backbone,
+        replace(LONG_BEFORE, seed=best.settings.seed, learning_rate_end=1.0),
+    )
+    alone.extend(chosen.step)
+    list(alone)
+    assert torch.equal(best.image(), alone.image())
+    assert list(selection) == []
 
 
 @pytest.mark.parametrize("settings", [SMALL, LONG_BEFORE], ids=["halved", "to the end"])
