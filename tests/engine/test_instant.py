@@ -113,11 +113,13 @@ def test_a_second_pass_matches_what_the_first_painted(backbone, pair):
     assert (twice - negative).abs().mean() < 0.95 * (once - negative).abs().mean()
 
 
-def test_few_similarities_at_a_time_give_the_same(backbone, pair, monkeypatch):
+@pytest.mark.parametrize("few", [{"BAND_ENTRIES": 16 * 320 * 7}, {"WHOLE_ENTRIES": 0, "CHUNK_ENTRIES": 16 * 320 * 7}])
+def test_few_similarities_at_a_time_give_the_same(few, backbone, pair, monkeypatch):
     match = Correspondence.between(*pair, backbone, short_patches=16)
     values = torch.rand(1, 3, *match.target_grid)
     whole = match.matches(2), match.warp(values)
-    monkeypatch.setattr(correspondence, "CHUNK_ENTRIES", 16 * 320 * 7)
+    for name, entries in few.items():
+        monkeypatch.setattr(correspondence, name, entries)
     assert torch.equal(match.matches(2), whole[0])
     torch.testing.assert_close(match.warp(values), whole[1])
 
