@@ -11,6 +11,7 @@ from .. import splice_engine as engine
 from ..splice_engine import ClipTransfer, InstantSettings, SpliceError, choose_key_frames, measure_flicker
 from ..splice_engine.matching.flow import import_opencv
 from ..splice_engine.settings import ClipSettings
+from ..splice_engine.training.clip import clip_recipe
 from ..splice_engine.training.key_frames import candidate_frames
 from . import folders
 from .convert import ImagePair, check_image, from_image, from_mask, image_dtype, is_empty, to_image
@@ -55,6 +56,7 @@ class Clip(TrainingNode):
                 *preset_inputs(),
                 setting_widget("key_frames", ClipSettings),
                 *mask_inputs(),
+                setting_widget("texture", optional=True),
             ],
             outputs=[
                 io.Image.Output("frames", tooltip="The clip in the appearance of the picture, frame by frame."),
@@ -91,7 +93,7 @@ class Clip(TrainingNode):
                 places = choose_key_frames((_frame(frames, index) for index in candidates), vit, key_frames)
             chosen = [candidates[place] for place in places]
             keys, key_masks = [_frame(frames, index) for index in chosen], [masks[index] for index in chosen]
-            progress = Progress(settings.all_steps + settings.warm_steps * (len(keys) - 1) + len(frames))
+            progress = Progress(clip_recipe(settings, len(keys)).all_steps + len(frames))
 
             def make_run(_structure, appearance, backbone, settings, objective, generator, structure_mask, **mask):
                 return ClipTransfer(

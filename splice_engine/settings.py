@@ -166,8 +166,8 @@ class ClipSettings(Recipe):
 
     key_frames: int = setting(
         4,
-        "most frames that are trained on, each of which adds a warm start; fewer are taken where DINO finds nothing "
-        "new in more",
+        "most frames that are trained on, of which each past the fourth adds a warm start; fewer are taken where DINO "
+        "finds nothing new in more",
         low=1,
         high=32,
     )

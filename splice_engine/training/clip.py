@@ -20,6 +20,10 @@ from .rendering import render_anywhere
 from .run import Step
 from .transfer import Transfer
 
+LEAST_WARM_STARTS = 4
+"""Warm starts of a single picture that the generator of a clip gets at least: it has to learn the whole look, since no
+residual brings what it lacks. After one alone its output is a brown ghost."""
+
 
 class ClipTransfer(Transfer):
     """A run on the key frames of a clip, which trains one generator for all frames of it.
@@ -30,9 +34,9 @@ class ClipTransfer(Transfer):
         results = (run.apply(frame) for frame in frames)
 
     The steps train on the key frames in turn; the warm start, in which the generator learns their matched images, has
-    as many steps for each of them as a single picture gets. They are not refined, and there is no residual: what is
-    laid over the generator's output belongs to one frame, and would stand still or jump where the clip moves. The
-    output alone moves as the clip does, since it is one function of the pixels.
+    as many steps for each of them as a single picture gets, and for `LEAST_WARM_STARTS` at least. They are not refined,
+    and there is no residual: what is laid over the generator's output belongs to one frame, and would stand still or
+    jump where the clip moves. The output alone moves as the clip does, since it is one function of the pixels.
 
     Args:
         frames: The key frames, `[1, 3, H, W]` in 0..1, all of one size; see `choose_key_frames`.
@@ -63,7 +67,7 @@ class ClipTransfer(Transfer):
             raise SpliceError("a clip needs key frames, all of one size")
         masks = [None] * len(frames) if masks is None else list(masks)
         single = replace(settings, refine_steps=0, residual=0.0)
-        settings = replace(single, warm_steps=single.warm_steps * len(frames))
+        settings = clip_recipe(settings, len(frames))
         super().__init__(frames[0], appearance, backbone, settings, objective, masks[0], appearance_mask, generator)
         self._others = [
             Transfer(frame, appearance, backbone, single, objective, mask, appearance_mask, generator)
@@ -108,3 +112,9 @@ class ClipTransfer(Transfer):
     def _pairs(self) -> list[Pair]:
         """Each key frame with the appearance picture, at training size."""
         return [self.pair, *(other.pair for other in self._others)]
+
+
+def clip_recipe(settings: Settings, key_frames: int) -> Settings:
+    """The recipe for a single picture as a clip with so many key frames takes it."""
+    warm_steps = settings.warm_steps * max(LEAST_WARM_STARTS, key_frames)
+    return replace(settings, refine_steps=0, residual=0.0, warm_steps=warm_steps)

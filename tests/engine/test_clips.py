@@ -226,7 +226,7 @@ def test_key_frames_show_what_others_do_not(backbone, pair):
 def test_one_generator_makes_all_frames(tiny):
     frames = [draw(index) for index in (0, 12)]
     run = ClipTransfer(frames, draw(0, (72, 72), rng_seed=7), tiny(), TINY)
-    assert [step.index for step in run] == list(range(6))  # two of warm start for each key frame, then two
+    assert [step.index for step in run] == list(range(10))  # two of warm start for each of four, then two
     other = draw(5)
     result = run.apply(other)
     assert torch.equal(run.apply(frames[0]), run.image())
@@ -250,12 +250,12 @@ def test_all_key_frames_are_trained_on(tiny):
                 seen.append(phase.pair.structure)
                 yield step
 
-    frames = [draw(index) for index in (0, 6, 12)]
+    frames = [draw(index) for index in (0, 6, 12, 18, 24)]
     run = Watched(frames, draw(0, (72, 72), rng_seed=7), tiny(), TINY)
-    assert len(list(run)) == 8
+    assert len(list(run)) == 12
     small = [resize(frame, seen[0].shape[-2:]) for frame in frames]
     order = [next(i for i, frame in enumerate(small) if torch.allclose(frame, picture)) for picture in seen]
-    assert order == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert order == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
 def test_a_clip_from_the_command_line(splice, tmp_path, appearance):

@@ -41,6 +41,14 @@ def test_a_clip_is_painted_where_its_masks_allow_it_and_measured(host, graph, te
     assert find_changed(host.pictures(outcome, "save"), frames) == [True, True, False, True]
 
 
+def test_a_clip_is_painted_with_a_share_of_the_texture(host, graph, tensor):
+    inputs = {"frames": link("frames"), "appearance": link("b"), **QUICK, "key_frames": 1}
+    nodes = {"frames": tensor(clip(2))}
+    full, plain = (host.run(graph("SpliceClip", nodes, **inputs, **more)) for more in ({}, {"texture": 0.0}))
+    assert full.status == plain.status == "success", full.message or plain.message
+    assert not np.array_equal(host.pictures(full, "save")[0], host.pictures(plain, "save")[0])
+
+
 def test_an_instant_clip_is_painted_where_its_masks_allow_it(host, graph, tensor):
     frames, masks = clip(), torch.ones(4, 9, 9)
     masks[2] = 0
