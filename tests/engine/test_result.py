@@ -1,5 +1,6 @@
 """The picture of a run that has ended."""
 
+import ctypes
 import gc
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,10 @@ def test_a_saved_generator_gives_the_picture_of_its_run(masked, residual, refine
     assert torch.equal(apply_generator(further, pair[0]), render(further, pair[0], size=further.metadata["size"]))
 
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt."""
+
+
 @pytest.fixture
 def limit_memory():
     """A block in which this process finds only so many bytes more than it has."""
@@ -72,9 +77,13 @@ def limit_memory():
     if not statm.exists():
         pytest.skip("what a process has is not told on this system")
 
+    options = getattr(ctypes.CDLL(None), "mallopt", None)
+
     @contextmanager
     def limit(size):
         gc.collect()
+        if options:  # what is free in the heap would come to it: let each block have pages of its own
+            options(M_MMAP_THRESHOLD, 2**16)
         taken = int(statm.read_text().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (taken + size, before[1]))
@@ -82,6 +91,8 @@ def limit_memory():
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
+            if options:
+                options(M_MMAP_THRESHOLD, 2**25)
 
     return limit
 
@@ -99,7 +110,7 @@ def test_where_memory_does_not_suffice_it_is_smaller_and_enlarged(kind, pair, vi
     run = kind(structure, pair[1], vit, recipes[kind], structure_mask=mask)
     for _ in run:
         pass
-    with limit_memory(120_000_000 if kind is Transfer else 180_000_000):  # the heap of other tests comes to it
+    with limit_memory(120_000_000 if kind is Transfer else 180_000_000):
         result = render_result(run)
     expected = run.image()
     assert "out of memory for the result at full size on cpu" in caplog.messages[0]
