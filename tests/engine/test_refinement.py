@@ -127,7 +127,7 @@ def test_edges_of_the_structure_stay_when_all_around_them_is_drawn_to_one_thing(
     disc = torch.where(rows**2 + columns**2 < 42**2, 0.7, 0.3)
     seam = ((rows + columns / 2).abs() < 1.5) & (disc > 0.5)
     a, b = (torch.where(seam, 0.5, disc) + noise[0])[None], (disc + noise[1])[None]
-    run = Refinement(a, b, backbone, RefinementSettings(match_passes=1, steps=20, size=112, density=1))
+    run = Refinement(a, b, backbone, RefinementSettings(match_passes=1, steps=12, size=112, density=1))
     finish(run)
     near = ((rows + columns / 2).abs() < 4) & (rows**2 + columns**2 < 35**2)
     values = torch.stack([picture.mean(dim=(0, 1))[near] for picture in (run.image(), a)])
