@@ -237,7 +237,7 @@ class GuidanceSettings(Recipe):
     )
     every: int = setting(1, "every so many steps of the sampler are guided; the others cost nothing", low=1, high=100)
     inner_steps: int = setting(
-        4, "gradients that a guided step is made of; together they move as far as one", low=1, high=100
+        8, "gradients that a guided step is made of; together they move as far as one", low=1, high=100
     )
     decode_size: int = setting(
         256,
