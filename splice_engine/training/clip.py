@@ -21,8 +21,8 @@ from .run import Step
 from .transfer import Transfer
 
 LEAST_WARM_STARTS = 4
-"""Warm starts of a single picture that the generator of a clip gets at least: it has to learn the whole look, since no
-residual brings what it lacks. After one alone its output is a brown ghost."""
+"""Warm starts of a single picture that the generator of a clip gets at least: it has to learn the whole appearance,
+since no residual brings what it lacks. After one alone its output is pale and brownish."""
 
 
 class ClipTransfer(Transfer):
