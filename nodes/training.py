@@ -132,9 +132,8 @@ def train_best(selection: BestOf, progress: Progress) -> tuple[Transfer, list[di
     """
     run_with_progress(selection, progress)
     progress.next(selection.steps)
-    is_whole = not selection.steps_left
     run, steps = selection.choose(), [step.floats() for step in selection.taken]
-    if is_whole:
+    if not selection.steps_left:
         run, rest = run_with_progress(run, progress)
         steps += rest
     scores = [str(score) for score in selection.scores]

@@ -107,7 +107,6 @@ class BestOf(Run):
             _, step, weights = self._kept
             del self._own[self.best.settings.seed][step - self.best.settings.steps_before :]
             self.best.end_at(step, weights)
-            self._kept = None
         self._round, self._further = len(self.rounds), len(self.further)
         return self.best
 

@@ -53,7 +53,6 @@ def choose_run(begin: Callable[[Settings], Transfer], settings: Settings, option
         pass
     for score in selection.scores:
         print(score)
-    interrupted = selection.steps_left > 0
     run = selection.choose()
     lines = [{"step": step.index, **step.floats()} for step in selection.taken]
-    return Choice(run, lines, interrupted)
+    return Choice(run, lines, selection.steps_left > 0)

@@ -161,7 +161,7 @@ class Correspondence:
         """Softmax weights of the target's cells `[n, M]`, for some of the source's at a time."""
         step = max(1, CHUNK_ENTRIES // len(self.target))
         for first in range(0, len(self.source), step):
-            similarity = self._similarities(first, first + step)
+            similarity = self.source[first : first + step] @ self.target.T
             yield self._exclude_unmatchable(similarity / temperature).softmax(dim=-1)
 
     def matches(self, radius: int = 0, mirror: bool = False) -> Tensor:

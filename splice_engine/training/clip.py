@@ -66,11 +66,10 @@ class ClipTransfer(Transfer):
         if not frames or len({sides(frame) for frame in frames}) != 1:
             raise SpliceError("a clip needs key frames, all of one size")
         masks = [None] * len(frames) if masks is None else list(masks)
-        single = replace(settings, refine_steps=0, residual=0.0)
         settings = clip_recipe(settings, len(frames))
         super().__init__(frames[0], appearance, backbone, settings, objective, masks[0], appearance_mask, generator)
         self._others = [
-            Transfer(frame, appearance, backbone, single, objective, mask, appearance_mask, generator)
+            Transfer(frame, appearance, backbone, settings, objective, mask, appearance_mask, generator)
             for frame, mask in zip(frames[1:], masks[1:], strict=True)
         ]
 
