@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..vit.backbone import Backbone, Request
 from .descriptors import MATCH_FACETS, MATCH_PATCHES, covered_cells, describe, working_size
+from .filters import box_mean
 
 TEMPERATURE = 0.03
 """Of the softmax over cosines."""
@@ -17,6 +18,14 @@ LOCAL_SCALING = 0.75
 """Share of a target cell's crowding that is taken off its similarities, as in cross-domain similarity local scaling
 (Conneau et al., 2018, with 0.5). Without it a few cells of the target that are near to much of the source take also the
 matches of what is special there: a nose would match the fur around the other one."""
+
+PAINTED_SHARE = 1 / 3
+"""Share of the painted picture's descriptors beside the source's: with more, an eye that was painted twice is found
+twice."""
+
+MIRROR_PATCHES = 6
+"""Patches around a place over which it is decided whether the target or its mirror image is matched: where neither is
+better, as in the grain of wood, they must not alternate."""
 
 CROWDING_PATCHES = 3
 """Patches of the source, those nearest to a cell of the target, to which its mean similarity is its crowding."""
@@ -119,7 +128,7 @@ class Correspondence:
         requests: Sequence[Request] = MATCH_FACETS,
         mask: Tensor | None = None,
     ) -> "Correspondence":
-        """The map for the mean of the source's descriptors and those of the source painted with the target's pixels.
+        """The map for a mean of the source's descriptors and those of the source painted with the target's pixels.
 
         The painted source shares the target's appearance, so that its features distinguish parts which those of the
         source alone confuse.
@@ -137,7 +146,7 @@ class Correspondence:
         size = (patches[0] * backbone.patch, patches[1] * backbone.patch)
         centre = covered_cells(mask, "source mask", self.source_grid, backbone)
         descriptors = describe(painted, backbone, size, self.source_grid, requests, centre, self.density)
-        return replace(self, source=(self.source + descriptors) / 2)
+        return replace(self, source=torch.lerp(self.source, descriptors, PAINTED_SHARE))
 
     def warp(self, values: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """Warps values from the target's grid to the source's: each source patch gets a mean over its matches.
@@ -170,25 +179,28 @@ class Correspondence:
         Args:
             radius: Similarities are averaged with those of the neighbours up to this many patches away, each compared
                 with the same neighbour of the target, so that adjacent cells get adjacent matches.
-            mirror: The target's mirror image stands to the right of the target, and may be matched too: a head that
-                faces the other way finds its parts in their order.
+            mirror: The target's mirror image stands to the right of the target, and regions that it is nearer to match
+                that: a head that faces the other way finds its parts in their order.
 
         Returns:
             `[2, h, w]` integers: row and column in the target's grid, columns from its width on in the mirror image.
         """
         width = self.target_grid[1]
         crowding = LOCAL_SCALING * self.crowding.view(self.target_grid)
-        parts = []
-        for _, volumes in self._volumes(radius, mirror, crowding=crowding):
-            plain, *mirrored = (self._exclude_unmatchable(volume.flatten(2)).max(dim=-1) for volume in volumes)
-            row, column = plain.indices // width, plain.indices % width
-            for best in mirrored:
-                better = best.values > plain.values
-                row = torch.where(better, best.indices // width, row)
-                column = torch.where(better, 2 * width - 1 - best.indices % width, column)
-            parts.append(torch.stack([row, column]))
+        bands = [
+            [self._exclude_unmatchable(volume.flatten(2)).max(dim=-1) for volume in volumes]
+            for _, volumes in self._volumes(radius, mirror, crowding=crowding)
+        ]
         vars(self).pop("_whole", None)  # refinement keeps the map, but needs all similarities no more
-        return torch.cat(parts, dim=1)
+        (plain, place), *mirrored = (
+            [torch.cat(parts) for parts in zip(*of_bands, strict=True)] for of_bands in zip(*bands, strict=True)
+        )
+        row, column = place // width, place % width
+        for best, place in mirrored:
+            gain = box_mean((best - plain)[None, None], MIRROR_PATCHES * self.density)[0, 0]
+            row = torch.where(gain > 0, place // width, row)
+            column = torch.where(gain > 0, 2 * width - 1 - place % width, column)
+        return torch.stack([row, column])
 
     @cached_property
     def crowding(self) -> Tensor:

@@ -47,7 +47,12 @@ SEARCH_LEVELS = ((2, 2), (1, 3))
 
 @torch.no_grad()
 def find_offsets(
-    exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, start: Tensor, cost: Tensor | None = None
+    exemplar: Tensor,
+    guide: Tensor,
+    exemplar_guide: Tensor,
+    start: Tensor,
+    cost: Tensor | None = None,
+    mirrored: bool = False,
 ) -> Tensor:
     """Finds the patches of an exemplar with which to paint a picture of the guide's size.
 
@@ -59,6 +64,8 @@ def find_offsets(
         start: `[2, h, w]`, for each cell of a grid over the picture the offset (rows, columns) in pixels to the
             patches that the search starts from.
         cost: `[1, 1, H', W']`, further cost of each place of the exemplar; None is no cost.
+        mirrored: The right half of the exemplar is the mirror image of the left one. Each pixel then keeps to the half
+            in which it starts: in a search that may change between them, stripes and grain become zigzags.
 
     Returns:
         `[2, H, W]`, for each pixel the offset (rows, columns) in pixels to its patch in the exemplar. The search is
@@ -68,7 +75,7 @@ def find_offsets(
     offsets = start.float()
     cost = torch.zeros_like(exemplar[:, :1]) if cost is None else cost
     for reduction, rounds in SEARCH_LEVELS:
-        level = _Level(*(_reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost)))
+        level = _Level(*(_reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost)), mirrored)
         wide = F.interpolate(offsets[None], sides(level.guide), mode="nearest")[0]
         places = _clamp(level.here + (wide / reduction).round().long(), sides(level.exemplar))
         for _ in range(rounds):
@@ -85,7 +92,7 @@ def paint(exemplar: Tensor, offsets: Tensor, size: tuple[int, int], mirrored: bo
         exemplar: `[1, 3, H', W']` in 0..1, larger than the one that was searched by the factor of H and h.
         offsets: `[2, h, w]`, as `find_offsets` returns them.
         size: (height, width) of the picture.
-        mirrored: The exemplar that was searched had its mirror image to the right, which this one lacks.
+        mirrored: As for `find_offsets`; this exemplar is without its mirror image.
 
     Returns:
         `[1, 3, H, W]` in 0..1.
@@ -184,10 +191,11 @@ class _Level:
     exemplar.
     """
 
-    def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor) -> None:
+    def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor, mirrored: bool) -> None:
         self.guide, self.cost = guide, cost.flatten()
         self.here = _positions(*(torch.arange(side, device=guide.device) for side in sides(guide)))
         self.exemplar = exemplar
+        self.part_width = exemplar.shape[-1] // 2 if mirrored else exemplar.shape[-1]
         patches = _extract_patches(exemplar)
         centred = patches - patches.mean(dim=0)
         scatter = (centred.T @ centred).cpu()  # small, and not every accelerator has eigh
@@ -217,7 +225,8 @@ class _Level:
                 jump = torch.randint(-move, move + 1, places.shape, generator=rng)
                 candidate = _clamp(places + jump.to(places.device), sides(self.exemplar))
             candidate_cost = self._cost(wanted, candidate, fixed_cost)
-            better = candidate_cost * factor < cost
+            same_part = candidate[1] // self.part_width == places[1] // self.part_width
+            better = (candidate_cost * factor < cost) & same_part
             places, cost = torch.where(better, candidate, places), torch.where(better, candidate_cost, cost)
         return places
 

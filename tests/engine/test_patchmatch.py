@@ -73,6 +73,16 @@ def test_no_patch_is_spread_over_everything(exemplar):
     assert painted.std() > 0.5 * exemplar.std()
 
 
+def test_each_place_keeps_to_the_half_in_which_it_starts(exemplar):
+    """The left of the picture starts in the exemplar, the right in its mirror image."""
+    beside, flat = torch.cat([exemplar, exemplar.flip(-1)], dim=-1), torch.zeros(1, 1, 40, 56)
+    start = torch.zeros(2, 5, 8)
+    start[1, :, 4:] = 56
+    offsets = find_offsets(beside, flat, flat.repeat(1, 1, 1, 2), start, mirrored=True)
+    in_mirror_image = torch.arange(56) + offsets[1] >= 56
+    assert torch.equal(in_mirror_image, (torch.arange(56) >= 28).expand(40, -1))
+
+
 def test_the_rng_is_its_own(exemplar):
     """The same picture each time, and the caller's random numbers are left alone."""
     guide = position(sides(exemplar))
