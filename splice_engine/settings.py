@@ -40,8 +40,9 @@ class InstantSettings(Recipe):
 
     match_passes: int = _match_passes(1)
     texture: float = setting(
-        1.0,
-        "share of the appearance picture's texture, from 0 for colours alone to 1; 0.3 keeps a face's own features",
+        0.6,
+        "share of the appearance picture's texture, from 0 for colours alone to 1: 0.3 keeps a face's own features, 1 "
+        "gives bold stripes",
         low=0,
         high=1,
         step=0.05,

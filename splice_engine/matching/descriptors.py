@@ -29,6 +29,10 @@ MEAN_BRIGHTNESS, MOST_GAMMA, GAMMA_STEPS = 0.52, 4.0, 5
 """Mean of each channel of what the ViT gets, as in a bright photograph; the largest exponent that brings it there (the
 smallest is its inverse), and the steps in which it is found."""
 
+OUTLINE_CHANGES = (0.3, 0.8)
+"""One minus the cosine of descriptors a patch apart, from which an outline begins and at which it is one fully: within
+one part it is 0.1 or less."""
+
 CELL_PIXELS = 8
 """Pixels per cell and axis at which it is counted what a mask covers of it."""
 
@@ -84,6 +88,30 @@ def describe(
         mean = (tokens if centre is None else tokens[centre]).mean(dim=0)
         parts.append(F.normalize(tokens - mean, dim=-1))
     return torch.cat(parts, dim=-1) / len(requests) ** 0.5
+
+
+def find_outlines(descriptors: Tensor, grid: tuple[int, int], density: int) -> Tensor:
+    """Where one part of a picture ends and another begins: there descriptors change from cell to cell.
+
+    Args:
+        descriptors: `[N, D]`, as `describe` returns them.
+        grid: (height, width) in cells.
+        density: Cells per patch and axis.
+
+    Returns:
+        `[1, 1, h, w]` in 0..1.
+    """
+    reach = max(1, density // 2)
+    field = F.normalize(descriptors, dim=-1).T.reshape(1, -1, *grid)
+    field = F.pad(field, [reach] * 4, mode="replicate")
+
+    def moved(down: int, right: int) -> Tensor:
+        return field[..., reach + down : reach + down + grid[0], reach + right : reach + right + grid[1]]
+
+    axes = ((0, reach), (reach, 0), (reach, reach), (reach, -reach))
+    nearest = torch.stack([(moved(*step) * moved(-step[0], -step[1])).sum(dim=1, keepdim=True) for step in axes])
+    begin, full = OUTLINE_CHANGES
+    return ((1 - nearest.amin(dim=0) - begin) / (full - begin)).clamp(0, 1)
 
 
 def balance_exposure(picture: Tensor, weight: Tensor | None = None) -> Tensor:

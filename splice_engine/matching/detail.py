@@ -1,16 +1,24 @@
-"""A's own detail in the painted picture: folds, seams and eyes, as far as B's texture leaves them room."""
+"""A's own detail in the painted picture: outlines, folds and eyes, which B's texture must not bury."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from ..images import resize, sides
 from .filters import box_mean, to_grey
 
-CONTRAST_RADIUS, REGION_RADIUS = 8, 24
+CONTRAST_RADIUS, REGION_RADIUS = 4, 24
 """Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
 contrast the picture gets from B."""
 
-DETAIL_PRECEDENCE = 0.1
-"""Mean square of A's detail, over that of the texture, at which both have an equal share."""
+EVEN_WITHIN, EVEN_AT_OUTLINES = 0.25, 0.15
+"""Mean square of A's detail, over that of the texture as it is laid, at which half of the texture gives way: within the
+parts of A, and at their outlines, which B's patches would fray."""
+
+OWN_CONTRAST = 3
+"""Power of what is missing of the texture that is the share of A in the picture's contrast: all of it without texture,
+little from half of it on."""
 
 FAINT = 4e-4
 """Variance that is not told from none: a contrast of 0.02."""
@@ -50,10 +58,40 @@ def find_spots(grey: Tensor, base: Tensor) -> Tensor:
     return box_mean((own / (around + SPOT_FAINT) / SPOT_CONTRAST - 1).clamp(0, 1), SPOT_RADIUS)
 
 
+def detail_share(grey: Tensor, base: Tensor, texture: Tensor, outlines: Tensor, share: float, scale: float) -> Tensor:
+    """How far B's texture gives way to A's detail: where that has more contrast, and at outlines already with less.
+
+    Args:
+        grey: A's grey, `[1, 1, H, W]`.
+        base: Its smooth part.
+        texture: B's, grey, likewise.
+        outlines: `[1, 1, h, w]` in 0..1, of any size, see `descriptors.find_outlines`.
+        share: Of the texture, 0..1.
+        scale: Pixels per pixel of the working size.
+
+    Returns:
+        `[1, 1, H, W]` in 0..1.
+    """
+    radius = round(CONTRAST_RADIUS * scale)
+    outlines = resize(outlines, sides(grey))
+    # The smooth part holds the edge of an outline itself.
+    own = torch.lerp(_energy(grey - base, radius), _energy(grey - box_mean(grey, radius), radius), outlines).square_()
+    even = (outlines * math.log(EVEN_AT_OUTLINES / EVEN_WITHIN)).exp_().mul_(EVEN_WITHIN)
+    even = even.mul_(share**2 * _energy(texture, radius)).add_(FAINT).square_()
+    return own.div_(even.add_(own))
+
+
 def lay_detail(
-    colours: Tensor, texture: Tensor, grey: Tensor, base: Tensor, spots: Tensor, share: float, scale: float
+    colours: Tensor,
+    texture: Tensor,
+    grey: Tensor,
+    base: Tensor,
+    spots: Tensor,
+    outlines: Tensor,
+    share: float,
+    scale: float,
 ) -> Tensor:
-    """B's colours with its texture, and A's detail as far as the texture's contrast allows it.
+    """B's colours with its texture, which gives way to A's detail, and that detail at B's contrast.
 
     Args:
         colours: `[1, 3, H, W]`.
@@ -61,26 +99,25 @@ def lay_detail(
         grey: A's grey, `[1, 1, H, W]`.
         base: Its smooth part; what exceeds it is A's detail.
         spots: Where that detail is kept whatever the texture, of any size, see `find_spots`.
+        outlines: Of A's parts, as for `detail_share`.
         share: Of the texture, 0..1.
         scale: Pixels per pixel of the working size.
 
     Returns:
         `[1, 3, H, W]`.
     """
-    near, far = (round(radius * scale) for radius in (CONTRAST_RADIUS, REGION_RADIUS))
+    region = round(REGION_RADIUS * scale)
     # An eye that is half as bright as dark fur around it would hardly show in white fur at the same difference.
     growth = (to_grey(colours) + DARK) / (base.clamp_min(0) + DARK)
     detail = grey - base
     spots = SPOT_GAIN * resize(spots, sides(grey)) * (detail * growth).clamp_(max=0)
-    detail = detail * growth.clamp_(1, DETAIL_GAIN)
     grey_of_texture = to_grey(texture)
-    wanted = share * _energy(grey_of_texture, far) + (1 - share) * _energy(detail, far)
-    detail = _limit_contrast(detail, wanted, far)
-    # Seams of A stand out from its detail around them: there they push B's texture aside.
-    own = _energy(detail, near)
-    left = share * (1 - own / (own + DETAIL_PRECEDENCE * _energy(grey_of_texture, near) + FAINT))
-    del grey_of_texture, growth, own  # each of a whole picture, which may be very large
-    over = _limit_contrast((left * texture).add_(detail), wanted, far)
+    left = detail_share(grey, base, grey_of_texture, outlines, share, scale).neg_().add_(1).mul_(share)
+    detail = detail.mul_(growth.clamp_(1, DETAIL_GAIN))
+    wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - share) ** OWN_CONTRAST)
+    detail = _limit_contrast(detail, wanted, region)
+    del grey_of_texture, growth  # each of a whole picture, which may be very large
+    over = _limit_contrast((left * texture).add_(detail), wanted, region)
     return over.add_(colours).add_(spots).clamp_(0, 1)
 
 

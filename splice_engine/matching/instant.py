@@ -11,8 +11,8 @@ from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import Correspondence
-from .descriptors import MATCH_PATCHES, principal_directions
-from .detail import find_spots, lay_detail
+from .descriptors import MATCH_PATCHES, find_outlines, principal_directions
+from .detail import detail_share, find_spots, lay_detail
 from .filters import LocalFit, guided_filter, local_contrast, pull_push_fill, to_grey
 from .patchmatch import find_offsets, paint, paint_in_bands
 
@@ -57,6 +57,7 @@ class InstantTransfer:
         colours: B's, as A's colours explain them at the working size: they follow A's edges.
         smooth: The same fit of A's grey to itself; what exceeds it is A's detail.
         spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
+        outlines: `[1, 1, h/2, w/2]` in 0..1, those of A's parts, see `find_outlines`.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
         exemplar_size: (height, width) of B where the offsets are pixels.
@@ -69,6 +70,7 @@ class InstantTransfer:
     colours: LocalFit
     smooth: LocalFit
     spots: Tensor
+    outlines: Tensor
     exemplar: Tensor
     offsets: Tensor
     exemplar_size: tuple[int, int]
@@ -146,12 +148,14 @@ class InstantTransfer:
             cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
             b = resize(exemplar, sides(b))
         offsets, exemplar_size = _find_offsets(match, a, b, cost)
-        return cls._from_offsets(offsets, exemplar_size, exemplar, structure, settings, structure_mask)
+        outlines = resize(find_outlines(match.source, match.source_grid, match.density), sides(offsets))
+        return cls._from_offsets(offsets, outlines, exemplar_size, exemplar, structure, settings, structure_mask)
 
     @classmethod
     def _from_offsets(
         cls,
         offsets: Tensor,
+        outlines: Tensor,
         exemplar_size: tuple[int, int],
         exemplar: Tensor,
         structure: Tensor,
@@ -171,6 +175,7 @@ class InstantTransfer:
             guided_filter(a, painted, COLOUR_RADIUS, COLOUR_VARIANCE),
             smooth,
             find_spots(grey, smooth.apply(grey)),
+            outlines,
             exemplar,
             offsets,
             exemplar_size,
@@ -180,15 +185,16 @@ class InstantTransfer:
         )
 
     @torch.no_grad()
-    def carry(self, structure: Tensor, offsets: Tensor) -> "InstantTransfer":
+    def carry(self, structure: Tensor, offsets: Tensor, outlines: Tensor) -> "InstantTransfer":
         """The transfer of another frame of a clip, with patches that are known.
 
         Args:
             structure: The frame, `[1, 3, H, W]` in 0..1, of this one's size.
             offsets: `[2, h, w]`, as this one's; they need not be whole pixels.
+            outlines: `[1, 1, h, w]`, likewise.
         """
         return self._from_offsets(
-            offsets, self.exemplar_size, self.exemplar, structure, self.settings, self.mask, "bilinear"
+            offsets, outlines, self.exemplar_size, self.exemplar, structure, self.settings, self.mask, "bilinear"
         )
 
     @torch.no_grad()
@@ -223,11 +229,20 @@ class InstantTransfer:
         return colours, self._paint_with_exemplar(sides(picture)).sub_(colours)
 
     def join(self, colours: Tensor, texture: Tensor) -> Tensor:
-        """The picture of both layers, with A's own detail as far as the texture's contrast allows it."""
-        at = sides(colours)
+        """The picture of both layers and of A's own detail, to which the texture gives way."""
+        grey, base, scale = self._grey_at(sides(colours))
+        return lay_detail(colours, texture, grey, base, self.spots, self.outlines, self.settings.texture, scale)
+
+    def detail_share(self, size: int | None = None) -> Tensor:
+        """How far B's texture gives way to A's detail, `[1, 1, H, W]` in 0..1; arguments as for `image`."""
+        _, texture = self.layers(size)
+        grey, base, scale = self._grey_at(sides(texture))
+        return detail_share(grey, base, to_grey(texture), self.outlines, self.settings.texture, scale)
+
+    def _grey_at(self, at: tuple[int, int]) -> tuple[Tensor, Tensor, float]:
+        """A's grey at some size, its smooth part, and the pixels per pixel of the working size."""
         grey = to_grey(resize(self.structure, at))
-        scale = min(at) / min(sides(self.spots))
-        return lay_detail(colours, texture, grey, self.smooth.apply(grey), self.spots, self.settings.texture, scale)
+        return grey, self.smooth.apply(grey), min(at) / min(sides(self.spots))
 
     def _paint_with_exemplar(self, at: tuple[int, int]) -> Tensor:
         """A of some size in B's pixels alone, as sharp as B is at that scale."""
@@ -265,6 +280,7 @@ def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | No
         _with_mirror_image(exemplar_guide),
         start * (PATCH_PIXELS // SEARCH_SCALE // match.density),
         None if cost is None else _with_mirror_image(resize(cost, sides(b))),
+        mirrored=True,
     )
     return offsets, sides(b)
 

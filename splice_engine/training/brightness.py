@@ -3,9 +3,9 @@
 A relaxed earth mover's distance between tokens of middle blocks, as Kolkin et al. have it ("Style Transfer by Relaxed
 Optimal Transport and Self-Similarity", 2019), moves what a place shows towards what its counterparts in B show, and the
 paper's structure term holds the layout. A sliced Wasserstein distance between small patches of A and of their matches
-in B, in which no ViT takes part, keeps contrasts and detail to B's. The correlation with A around each edge of A keeps
-apart what lies side by side and has one counterpart in B, such as the slices of a fruit. Colours are left alone: pushed
-by tokens, they run away into noise and casts.
+in B, in which no ViT takes part, keeps contrasts and detail to B's. The correlation with A around its edges, where B's
+texture gives way to its detail, keeps apart what lies side by side and has one counterpart in B, such as the slices of
+a fruit. Colours are left alone: pushed by tokens, they run away into noise and casts.
 """
 
 import math
@@ -37,7 +37,7 @@ TOKENS = 1536
 SEMANTIC_COST = 0.5
 """Weight of the distance between descriptors beside that of the tokens: parts find their counterparts."""
 
-WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "edges": 1.0, "tie": 3.0, "range": 1.0}
+WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "edges": 1.0, "tie": 6.0, "range": 1.0}
 """Of the losses. `moments` are the means of tokens; `tie` holds means over patches to the instant transfer's; `range`
 holds pixels in 0..1."""
 
@@ -59,6 +59,7 @@ class BrightnessOptimizer:
         match: Which cells of the pictures belong to which.
         backbone: The ViT.
         mask: `[1, 1, H, W]`, the part of A whose patches are compared; None is all of it.
+        kept: `[1, 1, H, W]` in 0..1, of any size: how firmly A's own edges are kept.
         settings: The recipe, of which the seed and `recompute` count here.
     """
 
@@ -70,9 +71,10 @@ class BrightnessOptimizer:
         match: Correspondence,
         backbone: Backbone,
         mask: Tensor | None,
+        kept: Tensor,
         settings: RefinementSettings,
     ) -> None:
-        self.edges_of_a = (to_grey(a), None if mask is None else resize(mask, sides(a)))
+        self.edges_of_a = (to_grey(a), resize(kept, sides(a)) * (1 if mask is None else resize(mask, sides(a))))
         self.start, self.match, self.backbone, self.recompute = start, match, backbone, settings.recompute
         self.rng = torch.Generator().manual_seed(settings.seed)
         count = max(1, min(len(LEVEL_RATES), int(math.log2(max(2, min(sides(a)) / LEAST_LEVEL)))))

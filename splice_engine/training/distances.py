@@ -30,7 +30,7 @@ def relaxed_transport(cost: Tensor) -> Tensor:
     return torch.maximum(cost.amin(dim=1).mean(), cost.amin(dim=0).mean())
 
 
-def edge_distance(grey: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+def edge_distance(grey: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
     """How far a picture lacks the edges of another, in whichever direction and contrast, a scalar in 0..1.
 
     One minus the squared correlation around each pixel, as in the registration of medical images (Avants et al.,
@@ -40,7 +40,7 @@ def edge_distance(grey: Tensor, wanted: Tensor, mask: Tensor | None = None) -> T
     Args:
         grey: `[1, 1, h, w]`; differentiable.
         wanted: Likewise.
-        mask: `[1, 1, h, w]` in 0..1, how much each place counts; None is equally.
+        share: `[1, 1, h, w]` in 0..1, how much each place counts.
     """
     mean, wanted_mean = box_mean(grey, EDGE_RADIUS), box_mean(wanted, EDGE_RADIUS)
     variance, wanted_variance = (
@@ -49,8 +49,7 @@ def edge_distance(grey: Tensor, wanted: Tensor, mask: Tensor | None = None) -> T
     )
     shared = box_mean(grey * wanted, EDGE_RADIUS) - mean * wanted_mean
     correlation = shared.square() / ((variance + FAINT) * (wanted_variance + FAINT))
-    weight = wanted_variance / (wanted_variance + wanted_variance.mean() + FAINT)
-    weight = weight if mask is None else weight * mask
+    weight = share * wanted_variance / (wanted_variance + wanted_variance.mean() + FAINT)
     return (weight * (1 - correlation)).sum() / (weight.sum() + FAINT)
 
 

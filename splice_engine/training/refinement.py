@@ -162,4 +162,6 @@ class Refinement(Run):
             for picture in (self.picture, self.appearance)
         )
         start = resize(self.instant.painted(min(sides(a))), sides(a))
-        return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, self.settings)
+        assert isinstance(self.instant, InstantTransfer)  # a mixture is not refined
+        kept = self.instant.detail_share(min(sides(a)))
+        return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, kept, self.settings)

@@ -47,6 +47,21 @@ def test_a_place_near_to_everything_does_not_take_the_match_of_what_is_special()
     assert 3 not in match.matches()[1, 0, :15]
 
 
+def test_of_two_cats_the_one_that_looks_the_other_way_is_matched_mirrored(backbone):
+    cat = resize(torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)[None] / 255, (224, 224))
+    match = Correspondence.between(torch.cat([cat, cat.flip(-1)], dim=-1), cat, backbone, short_patches=16)
+    mirrored = match.matches(1, mirror=True)[1] >= match.target_grid[1]
+    assert not mirrored[:, :14].any()
+    assert mirrored[:, -14:].all()
+
+
+def test_where_neither_is_better_the_mirror_image_is_matched_in_whole_regions(backbone):
+    grass = torch.from_numpy(skimage.data.grass())[None, None].expand(1, 3, -1, -1) / 255
+    match = Correspondence.between(grass[..., :256, :256], grass[..., 256:, 256:], backbone, short_patches=16)
+    mirrored = (match.matches(1, mirror=True)[1] >= match.target_grid[1]).float()
+    assert mirrored.diff(dim=1).abs().mean() < 0.1
+
+
 def test_coherence_makes_neighbours_match_neighbours(backbone, pair):
     match = Correspondence.between(*pair, backbone, short_patches=16)
 
@@ -191,6 +206,29 @@ def test_edges_that_only_colours_have_hold_what_is_painted(backbone):
     appearance = paint((rows - 112) ** 2 + (columns - 112) ** 2 < 80**2, (0.95, 0.85, 0.3), (0.1, 0.1, 0.4))
     painted = InstantTransfer.between(structure, appearance, backbone, ONCE, short_patches=16).image()
     assert ((painted[0, 0] > 0.5) != is_disc).float().mean() < 0.008
+
+
+def test_an_outline_is_where_gravel_meets_bricks(backbone):
+    """However much either of them varies."""
+    gravel, bricks = (torch.from_numpy(each())[None, None] / 255 for each in (skimage.data.gravel, skimage.data.brick))
+    picture = torch.cat([gravel[..., :256], bricks[..., 256:]], dim=-1).expand(1, 3, -1, -1)
+    outlines = InstantTransfer.between(picture, picture, backbone, ONCE).outlines
+    left, seam, right = (outlines[..., first:last].mean() for first, last in ((0, 90), (106, 118), (134, 224)))
+    assert seam > 0.6
+    assert max(left, right) < 0.2
+
+
+@pytest.mark.parametrize(("own", "given", "kept"), [(0.06, 0.5, False), (0.3, 0.3, True)])
+def test_texture_gives_way_to_detail_of_as_much_contrast(own, given, kept, tiny):
+    """A zebra's stripes are laid over the shades of a coat, a wall's plaster is not laid over a face."""
+    rng = torch.Generator().manual_seed(0)
+    noise, other = (torch.rand(1, 1, 224, 224, generator=rng).expand(1, 3, -1, -1) - 0.5 for _ in range(2))
+    settings = InstantSettings(density=1, texture=1.0)
+    transfer = InstantTransfer.between(0.5 + own * noise, 0.5 + given * other, tiny(), settings)
+    result = transfer.image()
+    assert torch.equal(transfer.image(), result)
+    correlation = torch.corrcoef(torch.stack([noise[0, 0].flatten(), result[0].mean(dim=0).flatten()]))[0, 1]
+    assert correlation > 0.9 if kept else correlation < 0.3
 
 
 def test_what_is_dark_in_the_dark_still_shows_where_the_picture_gets_bright(tiny):
