@@ -40,7 +40,7 @@ class InstantSettings(Recipe):
 
     match_passes: int = _match_passes(1)
     texture: float = setting(
-        0.6,
+        0.7,
         "share of the appearance picture's texture, from 0 for colours alone to 1: 0.3 keeps a face's own features, 1 "
         "gives bold stripes",
         low=0,
