@@ -97,7 +97,7 @@ def graph():
                 "structure": ["a", 0],
                 "appearance": ["b", 0],
                 "backbone": ["vit", 0],
-                "texture": 1.0,
+                "texture": 0.7,
                 "feather": 8.0,
             },
             "SpliceRefinedTransfer": {
@@ -108,7 +108,7 @@ def graph():
                 "size": 64,
                 "seed": 0,
                 "learning_rate": 0.004,
-                "texture": 1.0,
+                "texture": 0.7,
                 "feather": 8.0,
                 "density": 1,
             },

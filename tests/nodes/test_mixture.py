@@ -62,7 +62,7 @@ def test_a_training_on_a_mixture_gives_one_picture_for_each_structure_picture(ho
 def test_frames_lead_from_one_appearance_to_the_other(host, graph, several, tensor):
     nodes = {"first": tensor(several[:1]), "last": tensor(several[1:])}
     given = {"structure": link("a"), "first": link("first"), "last": link("last"), "backbone": link("vit")}
-    numbers = {"frames": 3, "texture": 1.0, "feather": 8.0, "density": 1}
+    numbers = {"frames": 3, "texture": 0.7, "feather": 8.0, "density": 1}
     outcome = host.run(graph(INTERPOLATE, nodes, **given, **numbers))
     assert outcome.status == "success", outcome.message
     frames = host.pictures(outcome, "save")
@@ -90,7 +90,7 @@ def test_bad_mixtures_get_one_sentence(case, host, graph, tensor, several):
     nodes["one"] = tensor(half_empty, "TestMask")
     usual = {"appearance": link("many")}
     if kind == INTERPOLATE:
-        usual = {"structure": link("a"), "last": link("b"), "backbone": link("vit"), "frames": 2, "texture": 1.0}
+        usual = {"structure": link("a"), "last": link("b"), "backbone": link("vit"), "frames": 2, "texture": 0.7}
         usual["feather"] = 8.0
     outcome = host.run(graph(kind, nodes, **{**usual, **given}))
     assert outcome.status == "error"
