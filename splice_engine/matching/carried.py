@@ -108,11 +108,12 @@ class InstantClip:
         offsets = before.offsets[:, row, column] + motion
         near = nearest_places(follows[0, 0] & inside)  # not a mean of offsets, which would lead to neither's patch
         offsets = offsets[:, near[0], near[1]]
-        outlines = before.outlines[..., row, column]
+        outlines = before.outlines[..., row, column][..., near[0], near[1]]
         self._new = self._new[row, column] | ~inside
         if self._new.float().mean() > NEW_SHARE:
             side = 2 * NEW_MARGIN + 1
             new = F.max_pool2d(self._new.float()[None, None], side, 1, NEW_MARGIN)[0, 0] > 0
             again = self._match(frame)
-            offsets, outlines = (torch.where(new, again.offsets, offsets), torch.where(new, again.outlines, outlines))
+            offsets = torch.where(new, again.offsets, offsets)
+            outlines = torch.where(new, again.outlines, outlines)
         return before.carry(frame, offsets, outlines)

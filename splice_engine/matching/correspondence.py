@@ -179,8 +179,8 @@ class Correspondence:
         Args:
             radius: Similarities are averaged with those of the neighbours up to this many patches away, each compared
                 with the same neighbour of the target, so that adjacent cells get adjacent matches.
-            mirror: The target's mirror image stands to the right of the target, and regions that it is nearer to match
-                that: a head that faces the other way finds its parts in their order.
+            mirror: The target's mirror image stands to the right of the target, and regions to which it is nearer are
+                matched with it: a head that faces the other way finds its parts in their order.
 
         Returns:
             `[2, h, w]` integers: row and column in the target's grid, columns from its width on in the mirror image.

@@ -1,7 +1,5 @@
 """A's own detail in the painted picture: outlines, folds and eyes, which B's texture must not bury."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -59,7 +57,7 @@ def find_spots(grey: Tensor, base: Tensor) -> Tensor:
 
 
 def detail_share(grey: Tensor, base: Tensor, texture: Tensor, outlines: Tensor, share: float, scale: float) -> Tensor:
-    """How far B's texture gives way to A's detail: where that has more contrast, and at outlines already with less.
+    """How far B's texture gives way to A's detail: where that has half of its contrast, and at outlines with less.
 
     Args:
         grey: A's grey, `[1, 1, H, W]`.
@@ -76,7 +74,7 @@ def detail_share(grey: Tensor, base: Tensor, texture: Tensor, outlines: Tensor, 
     outlines = resize(outlines, sides(grey))
     # The smooth part holds the edge of an outline itself.
     own = torch.lerp(_energy(grey - base, radius), _energy(grey - box_mean(grey, radius), radius), outlines).square_()
-    even = (outlines * math.log(EVEN_AT_OUTLINES / EVEN_WITHIN)).exp_().mul_(EVEN_WITHIN)
+    even = EVEN_WITHIN + (EVEN_AT_OUTLINES - EVEN_WITHIN) * outlines
     even = even.mul_(share**2 * _energy(texture, radius)).add_(FAINT).square_()
     return own.div_(even.add_(own))
 

@@ -409,7 +409,7 @@ def test_an_instant_clip_moves_as_its_frames_do(picture, tiny):
     clip = InstantClip(picture, vit, INSTANT)
     moved = [clip.apply(frame) for frame in frames]
     single = [InstantTransfer.between(frame, picture, vit, INSTANT).image() for frame in frames]
-    assert (moved[0] - single[0]).abs().mean() < 0.01  # its texture is sampled more smoothly
+    assert torch.allclose(moved[0], single[0], atol=0.05)
     errors = [measure_flicker(zip(frames, results, strict=True)).warping_error for results in (moved, single)]
     assert errors[0] < 0.25 * errors[1]
     contrast = [picture.std().item() for picture in (moved[-1], moved[0])]
