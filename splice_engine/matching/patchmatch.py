@@ -75,7 +75,7 @@ def find_offsets(
     offsets = start.float()
     cost = torch.zeros_like(exemplar[:, :1]) if cost is None else cost
     for reduction, rounds in SEARCH_LEVELS:
-        level = _Level(*(_reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost)), mirrored)
+        level = _Level(mirrored, *(_reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost)))
         wide = F.interpolate(offsets[None], sides(level.guide), mode="nearest")[0]
         places = _clamp(level.here + (wide / reduction).round().long(), sides(level.exemplar))
         for _ in range(rounds):
@@ -191,7 +191,7 @@ class _Level:
     exemplar.
     """
 
-    def __init__(self, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor, mirrored: bool) -> None:
+    def __init__(self, mirrored: bool, exemplar: Tensor, guide: Tensor, exemplar_guide: Tensor, cost: Tensor) -> None:
         self.guide, self.cost = guide, cost.flatten()
         self.here = _positions(*(torch.arange(side, device=guide.device) for side in sides(guide)))
         self.exemplar = exemplar
