@@ -41,8 +41,8 @@ class InstantSettings(Recipe):
     match_passes: int = _match_passes(1)
     texture: float = setting(
         0.7,
-        "share of the appearance picture's texture, from 0 for colours alone to 1: 0.3 keeps a face's own features, 1 "
-        "gives bold stripes",
+        "share of the appearance picture's texture, from 0 for colours alone to 1; the background gets more of it: 0.3 "
+        "keeps a face's own features, 1 gives bold stripes",
         low=0,
         high=1,
         step=0.05,
@@ -66,7 +66,7 @@ class InstantSettings(Recipe):
 class RefinementSettings(InstantSettings):
     """A recipe of refinement, which begins at the instant transfer."""
 
-    match_passes: int = _match_passes(3)
+    match_passes: int = _match_passes(2)
     steps: int = setting(60, "steps of refinement", low=0)
     size: int = setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()

@@ -12,7 +12,8 @@ from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .flow import consistent, nearest_places, optical_flow
-from .instant import SEARCH_SCALE, InstantTransfer
+from .guide import SEARCH_SCALE
+from .instant import InstantTransfer
 
 NEW_SHARE = 0.06
 """Share of a frame that has come into view from which it is matched. Until then what lies beside it reaches into it."""
@@ -108,12 +109,12 @@ class InstantClip:
         offsets = before.offsets[:, row, column] + motion
         near = nearest_places(follows[0, 0] & inside)  # not a mean of offsets, which would lead to neither's patch
         offsets = offsets[:, near[0], near[1]]
-        outlines = before.outlines[..., row, column][..., near[0], near[1]]
+        regions = before.regions[..., row, column][..., near[0], near[1]]
         self._new = self._new[row, column] | ~inside
         if self._new.float().mean() > NEW_SHARE:
             side = 2 * NEW_MARGIN + 1
             new = F.max_pool2d(self._new.float()[None, None], side, 1, NEW_MARGIN)[0, 0] > 0
             again = self._match(frame)
             offsets = torch.where(new, again.offsets, offsets)
-            outlines = torch.where(new, again.outlines, outlines)
-        return before.carry(frame, offsets, outlines)
+            regions = torch.where(new, again.regions, regions)
+        return before.carry(frame, offsets, regions)

@@ -10,9 +10,9 @@ CONTRAST_RADIUS, REGION_RADIUS = 4, 24
 """Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
 contrast the picture gets from B."""
 
-EVEN_WITHIN, EVEN_AT_OUTLINES = 0.25, 0.15
+EVEN_WITHIN, EVEN_IN_BACKGROUND, EVEN_AT_OUTLINES = 0.25, 1.0, 0.15
 """Mean square of A's detail, over that of the texture as it is laid, at which half of the texture gives way: within the
-parts of A, and at their outlines, which B's patches would fray."""
+parts of A, in its background, whose grass and waves are B's rather, and at outlines, which B's patches would fray."""
 
 OWN_CONTRAST = 3
 """Power of what is missing of the texture that is the share of A in the picture's contrast: all of it without texture,
@@ -56,26 +56,33 @@ def find_spots(grey: Tensor, base: Tensor) -> Tensor:
     return box_mean((own / (around + SPOT_FAINT) / SPOT_CONTRAST - 1).clamp(0, 1), SPOT_RADIUS)
 
 
-def detail_share(grey: Tensor, base: Tensor, texture: Tensor, outlines: Tensor, share: float, scale: float) -> Tensor:
+def texture_share(share: float, background: Tensor) -> Tensor:
+    """The share of B's texture `[1, 1, H, W]`: it is larger where A is background, `[1, 1, H, W]` in 0..1."""
+    return 1 - (1 - share) ** (1 + background)
+
+
+def detail_share(grey: Tensor, base: Tensor, texture: Tensor, regions: Tensor, share: float, scale: float) -> Tensor:
     """How far B's texture gives way to A's detail: where that has half of its contrast, and at outlines with less.
 
     Args:
         grey: A's grey, `[1, 1, H, W]`.
         base: Its smooth part.
         texture: B's, grey, likewise.
-        outlines: `[1, 1, h, w]` in 0..1, of any size, see `descriptors.find_outlines`.
-        share: Of the texture, 0..1.
+        regions: `[1, 2, h, w]` in 0..1, of any size: outlines, see `descriptors.find_outlines`, and the background.
+        share: Of the texture in the foreground, 0..1.
         scale: Pixels per pixel of the working size.
 
     Returns:
         `[1, 1, H, W]` in 0..1.
     """
     radius = round(CONTRAST_RADIUS * scale)
-    outlines = resize(outlines, sides(grey))
+    outlines, background = resize(regions, sides(grey)).split(1, dim=1)
     # The smooth part holds the edge of an outline itself.
     own = torch.lerp(_energy(grey - base, radius), _energy(grey - box_mean(grey, radius), radius), outlines).square_()
-    even = EVEN_WITHIN + (EVEN_AT_OUTLINES - EVEN_WITHIN) * outlines
-    even = even.mul_(share**2 * _energy(texture, radius)).add_(FAINT).square_()
+    even = EVEN_WITHIN + (EVEN_IN_BACKGROUND - EVEN_WITHIN) * background
+    even = torch.lerp(even, even.new_tensor(EVEN_AT_OUTLINES), outlines)
+    laid = texture_share(share, background).square_().mul_(_energy(texture, radius))
+    even = even.mul_(laid).add_(FAINT).square_()
     return own.div_(even.add_(own))
 
 
@@ -85,7 +92,7 @@ def lay_detail(
     grey: Tensor,
     base: Tensor,
     spots: Tensor,
-    outlines: Tensor,
+    regions: Tensor,
     share: float,
     scale: float,
 ) -> Tensor:
@@ -97,8 +104,8 @@ def lay_detail(
         grey: A's grey, `[1, 1, H, W]`.
         base: Its smooth part; what exceeds it is A's detail.
         spots: Where that detail is kept whatever the texture, of any size, see `find_spots`.
-        outlines: Of A's parts, as for `detail_share`.
-        share: Of the texture, 0..1.
+        regions: As for `detail_share`.
+        share: Likewise.
         scale: Pixels per pixel of the working size.
 
     Returns:
@@ -110,11 +117,12 @@ def lay_detail(
     detail = grey - base
     spots = SPOT_GAIN * resize(spots, sides(grey)) * (detail * growth).clamp_(max=0)
     grey_of_texture = to_grey(texture)
-    left = detail_share(grey, base, grey_of_texture, outlines, share, scale).neg_().add_(1).mul_(share)
+    laid = texture_share(share, resize(regions[:, 1:], sides(grey)))
+    left = detail_share(grey, base, grey_of_texture, regions, share, scale).neg_().add_(1).mul_(laid)
     detail = detail.mul_(growth.clamp_(1, DETAIL_GAIN))
-    wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - share) ** OWN_CONTRAST)
+    wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - laid) ** OWN_CONTRAST)
     detail = _limit_contrast(detail, wanted, region)
-    del grey_of_texture, growth  # each of a whole picture, which may be very large
+    del grey_of_texture, growth, laid  # each of a whole picture, which may be very large
     over = _limit_contrast((left * texture).add_(detail), wanted, region)
     return over.add_(colours).add_(spots).clamp_(0, 1)
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import check_mask, check_picture, resize, short_side_size, sides
@@ -11,41 +10,21 @@ from ..masks import composite
 from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import Correspondence
-from .descriptors import MATCH_PATCHES, find_outlines, principal_directions
+from .descriptors import MATCH_PATCHES, find_outlines
 from .detail import detail_share, find_spots, lay_detail
-from .filters import LocalFit, guided_filter, local_contrast, pull_push_fill, to_grey
-from .patchmatch import find_offsets, paint, paint_in_bands
-
-COHERENCE = 1
-"""Neighbours this many patches away vote on a match."""
-
-PATCH_PIXELS = 16
-"""Pixels per patch of the working size, whatever the ViT's own patch."""
-
-FIELD_SCALE = 2
-"""Pixels of the search per cell of the refined field of descriptors."""
-
-SEARCH_SCALE = 2
-"""Pixels of the working size per pixel of the search. What it finds copies whole patches of B, at any size; a search
-for each pixel of the working size would tear them apart."""
-
-CONTRAST_WEIGHT = 0.05
-"""Weight of the local contrast beside the descriptors in the guide of that painting."""
+from .filters import LocalFit, guided_filter, pull_push_fill, to_grey
+from .guide import PATCH_PIXELS, SEARCH_SCALE, find_patches
+from .painting import paint, paint_in_bands
+from .parts import divide_into_parts
 
 OUTSIDE_COST = 4.0
 """Cost of a match outside the mask: that of descriptors which are opposites."""
-
-FIELD_DIMENSIONS = 24
-"""Principal components of the descriptors that decide between matches at that finer scale."""
 
 COLOUR_RADIUS, COLOUR_VARIANCE = 10, 1e-3
 """Guided filter that fits B's colours to A's edges: pixels of the working size, and the variance of an edge."""
 
 DETAIL_VARIANCE = 1e-2
 """Variance above which A's own edges count as shape, which the colours carry, and not as detail."""
-
-FIELD_RADIUS, FIELD_VARIANCE = 6, 2e-4
-"""Guided filter that fits the descriptors to the picture's edges: cells of the field, and the variance of an edge."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +36,7 @@ class InstantTransfer:
         colours: B's, as A's colours explain them at the working size: they follow A's edges.
         smooth: The same fit of A's grey to itself; what exceeds it is A's detail.
         spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
-        outlines: `[1, 1, h/2, w/2]` in 0..1, those of A's parts, see `find_outlines`.
+        regions: `[1, 2, h/2, w/2]` in 0..1: outlines of A's parts, see `find_outlines`, and its background.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
         exemplar_size: (height, width) of B where the offsets are pixels.
@@ -70,7 +49,7 @@ class InstantTransfer:
     colours: LocalFit
     smooth: LocalFit
     spots: Tensor
-    outlines: Tensor
+    regions: Tensor
     exemplar: Tensor
     offsets: Tensor
     exemplar_size: tuple[int, int]
@@ -120,17 +99,19 @@ class InstantTransfer:
             target_mask=appearance_mask,
             density=settings.density,
         )
-        result = cls._from_match(match, structure, appearance, settings, structure_mask, appearance_mask)
-        for _ in range(settings.match_passes - 1):
-            painted = result.painted(short_patches * PATCH_PIXELS)
-            again = match.refine(painted, backbone, mask=None if appearance_mask is None else structure_mask)
-            result = cls._from_match(again, structure, appearance, settings, structure_mask, appearance_mask)
+        found = match
+        for left in reversed(range(settings.match_passes)):
+            result = cls._from_match(found, left == 0, structure, appearance, settings, structure_mask, appearance_mask)
+            if left:
+                painted = result.painted(short_patches * PATCH_PIXELS)
+                found = match.refine(painted, backbone, mask=None if appearance_mask is None else structure_mask)
         return result
 
     @classmethod
     def _from_match(
         cls,
         match: Correspondence,
+        is_last: bool,
         structure: Tensor,
         appearance: Tensor,
         settings: InstantSettings,
@@ -147,15 +128,17 @@ class InstantTransfer:
             exemplar = pull_push_fill(appearance, resize(appearance_mask, sides(appearance)))
             cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
             b = resize(exemplar, sides(b))
-        offsets, exemplar_size = _find_offsets(match, a, b, cost)
-        outlines = resize(find_outlines(match.source, match.source_grid, match.density), sides(offsets))
-        return cls._from_offsets(offsets, outlines, exemplar_size, exemplar, structure, settings, structure_mask)
+        outlines = find_outlines(match.source, match.source_grid, match.density)
+        match, background = divide_into_parts(match)
+        offsets, exemplar_size = find_patches(match, a, b, cost, background, is_last)
+        regions = resize(torch.cat([outlines, background], dim=1), sides(offsets))
+        return cls._from_offsets(offsets, regions, exemplar_size, exemplar, structure, settings, structure_mask)
 
     @classmethod
     def _from_offsets(
         cls,
         offsets: Tensor,
-        outlines: Tensor,
+        regions: Tensor,
         exemplar_size: tuple[int, int],
         exemplar: Tensor,
         structure: Tensor,
@@ -175,7 +158,7 @@ class InstantTransfer:
             guided_filter(a, painted, COLOUR_RADIUS, COLOUR_VARIANCE),
             smooth,
             find_spots(grey, smooth.apply(grey)),
-            outlines,
+            regions,
             exemplar,
             offsets,
             exemplar_size,
@@ -185,16 +168,16 @@ class InstantTransfer:
         )
 
     @torch.no_grad()
-    def carry(self, structure: Tensor, offsets: Tensor, outlines: Tensor) -> "InstantTransfer":
+    def carry(self, structure: Tensor, offsets: Tensor, regions: Tensor) -> "InstantTransfer":
         """The transfer of another frame of a clip, with patches that are known.
 
         Args:
             structure: The frame, `[1, 3, H, W]` in 0..1, of this one's size.
             offsets: `[2, h, w]`, as this one's; they need not be whole pixels.
-            outlines: `[1, 1, h, w]`, likewise.
+            regions: `[1, 2, h, w]`, likewise.
         """
         return self._from_offsets(
-            offsets, outlines, self.exemplar_size, self.exemplar, structure, self.settings, self.mask, "bilinear"
+            offsets, regions, self.exemplar_size, self.exemplar, structure, self.settings, self.mask, "bilinear"
         )
 
     @torch.no_grad()
@@ -231,13 +214,13 @@ class InstantTransfer:
     def join(self, colours: Tensor, texture: Tensor) -> Tensor:
         """The picture of both layers and of A's own detail, to which the texture gives way."""
         grey, base, scale = self._grey_at(sides(colours))
-        return lay_detail(colours, texture, grey, base, self.spots, self.outlines, self.settings.texture, scale)
+        return lay_detail(colours, texture, grey, base, self.spots, self.regions, self.settings.texture, scale)
 
     def detail_share(self, size: int | None = None) -> Tensor:
         """How far B's texture gives way to A's detail, `[1, 1, H, W]` in 0..1; arguments as for `image`."""
         _, texture = self.layers(size)
         grey, base, scale = self._grey_at(sides(texture))
-        return detail_share(grey, base, to_grey(texture), self.outlines, self.settings.texture, scale)
+        return detail_share(grey, base, to_grey(texture), self.regions, self.settings.texture, scale)
 
     def _grey_at(self, at: tuple[int, int]) -> tuple[Tensor, Tensor, float]:
         """A's grey at some size, its smooth part, and the pixels per pixel of the working size."""
@@ -256,43 +239,3 @@ class InstantTransfer:
         """A with a short side of so many pixels, or at its full size."""
         at = sides(self.structure)
         return resize(self.structure, at if size is None else short_side_size(*at, size))
-
-
-def _find_offsets(match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-    """The patches of B, `[1, 3, h', w']`, and of its mirror image that paint A, `[1, 3, h, w]`.
-
-    Returns:
-        Offsets `[2, h/2, w/2]`, and the (height, width) of B in their pixels.
-    """
-    basis = principal_directions(torch.cat([match.source, match.target]), FIELD_DIMENSIONS)
-    a, b = (
-        resize(picture, (picture.shape[-2] // SEARCH_SCALE, picture.shape[-1] // SEARCH_SCALE)) for picture in (a, b)
-    )
-    guide, exemplar_guide = (
-        torch.cat([_fine_descriptors(descriptors @ basis, grid, picture), CONTRAST_WEIGHT * local_contrast(picture)], 1)
-        for picture, descriptors, grid in ((a, match.source, match.source_grid), (b, match.target, match.target_grid))
-    )
-    cells = (torch.arange(n, device=a.device) for n in match.source_grid)
-    start = match.matches(COHERENCE, mirror=True) - torch.stack(torch.meshgrid(*cells, indexing="ij"))
-    offsets = find_offsets(
-        _with_mirror_image(b),
-        guide,
-        _with_mirror_image(exemplar_guide),
-        start * (PATCH_PIXELS // SEARCH_SCALE // match.density),
-        None if cost is None else _with_mirror_image(resize(cost, sides(b))),
-        mirrored=True,
-    )
-    return offsets, sides(b)
-
-
-def _with_mirror_image(x: Tensor) -> Tensor:
-    """`[B, C, H, W]` with its mirror image to the right: `[B, C, H, 2·W]`."""
-    return torch.cat([x, x.flip(-1)], dim=-1)
-
-
-def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tensor) -> Tensor:
-    """Descriptors of the cells at every pixel, with the picture's edges: `[1, C, H, W]`."""
-    height, width = sides(picture)
-    picture = resize(picture, (height // FIELD_SCALE, width // FIELD_SCALE))
-    wide = F.interpolate(descriptors.T.reshape(1, -1, *grid), sides(picture), mode="bilinear", align_corners=False)
-    return resize(guided_filter(picture, wide, FIELD_RADIUS, FIELD_VARIANCE).apply(picture), (height, width))

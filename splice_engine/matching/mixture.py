@@ -1,7 +1,7 @@
 """The instant transfer of several appearances at once: a weighted mixture, and the frames from one to another."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -103,11 +103,14 @@ class InstantMixture:
 
     def _mix(self, layers: Iterable[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Tensor:
         """The picture of the colours and textures of all parts."""
+        # What is background depends on the appearance too.
+        regions = torch.stack([share * part.regions for share, part in zip(shares, self.parts, strict=True)]).sum(dim=0)
         colours = texture = torch.zeros(())
         for share, (own_colours, own_texture) in zip(shares, layers, strict=True):
             colours, texture = share * own_colours + colours, share * own_texture + texture
             del own_colours, own_texture  # before those of the next part, or the joining, take as much
-        return self.parts[0].join(colours, texture.div_(sum(share**2 for share in shares) ** 0.5))
+        whole = replace(self.parts[0], regions=regions)
+        return whole.join(colours, texture.div_(sum(share**2 for share in shares) ** 0.5))
 
 
 def pair_masks(masks: Sequence[Mask | None] | None, count: int) -> list[Mask | None]:

@@ -18,6 +18,7 @@ from ..matching.correspondence import Correspondence
 from ..matching.descriptors import working_size
 from ..matching.instant import InstantTransfer
 from ..matching.mixture import InstantMixture
+from ..matching.parts import divide_into_parts
 from ..settings import RefinementSettings
 from ..vit.backbone import Backbone
 from ..vit.precision import fast_fp32
@@ -148,13 +149,15 @@ class Refinement(Run):
 
     @cached_property
     def _optimizer(self) -> BrightnessOptimizer:
-        match = Correspondence.between(
-            self.picture,
-            self.appearance,
-            self.backbone,
-            source_mask=self.mask,
-            target_mask=self.appearance_mask,
-            density=self.settings.density,
+        match, _ = divide_into_parts(
+            Correspondence.between(
+                self.picture,
+                self.appearance,
+                self.backbone,
+                source_mask=self.mask,
+                target_mask=self.appearance_mask,
+                density=self.settings.density,
+            )
         )
         size = min(self.settings.size, *sides(self.picture))
         a, b = (

@@ -212,7 +212,7 @@ def test_an_outline_is_where_gravel_meets_bricks(backbone):
     """However much either of them varies."""
     gravel, bricks = (torch.from_numpy(each())[None, None] / 255 for each in (skimage.data.gravel, skimage.data.brick))
     picture = torch.cat([gravel[..., :256], bricks[..., 256:]], dim=-1).expand(1, 3, -1, -1)
-    outlines = InstantTransfer.between(picture, picture, backbone, ONCE).outlines
+    outlines = InstantTransfer.between(picture, picture, backbone, ONCE).regions[:, :1]
     left, seam, right = (outlines[..., first:last].mean() for first, last in ((0, 90), (106, 118), (134, 224)))
     assert seam > 0.6
     assert max(left, right) < 0.2

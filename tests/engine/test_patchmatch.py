@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from splice_engine.images import sides
-from splice_engine.matching.patchmatch import find_offsets, paint, paint_in_bands
+from splice_engine.matching.painting import paint, paint_in_bands
+from splice_engine.matching.patchmatch import find_offsets
 
 
 def synthesise(exemplar, guide, *rest):
@@ -71,6 +72,30 @@ def test_no_patch_is_spread_over_everything(exemplar):
     rows, columns = torch.meshgrid(torch.arange(40), torch.arange(56), indexing="ij")
     painted = synthesise(exemplar, flat, flat, torch.stack([-rows, -columns]))
     assert painted.std() > 0.5 * exemplar.std()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_rim_of_an_exemplar_is_not_painted(mirrored, exemplar):
+    """Also where a picture begins at it and nothing speaks for any place."""
+    beside = torch.cat([exemplar, exemplar.flip(-1)], dim=-1) if mirrored else exemplar
+    flat = torch.zeros(1, 1, *sides(beside))
+    offsets = find_offsets(beside, flat, flat, torch.zeros(2, 5, 7), mirrored=mirrored)
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in sides(beside)), indexing="ij")
+    row, column = rows + offsets[0], columns + offsets[1]
+    column = torch.minimum(column, 111 - column)
+    rim = (row == 0) | (row == 39) | (column == 0) | (column == 55)
+    assert rim.float().mean() < 0.02
+
+
+def test_where_use_costs_more_more_patches_are_used(exemplar):
+    """In the left half of the picture, though the guide asks for one place everywhere."""
+    guide, wanted = position(sides(exemplar)), torch.full((1, 2, 40, 56), 3.0)
+    factor = torch.ones(1, 1, 40, 56)
+    factor[..., :28] = 8
+    offsets = find_offsets(exemplar, wanted, guide, torch.zeros(2, 5, 7), usage_factor=factor)
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(56), indexing="ij")
+    places = ((rows + offsets[0]) * 56 + columns + offsets[1]).long()
+    assert len(places[:, :28].unique()) > 1.5 * len(places[:, 28:].unique())
 
 
 def test_each_place_keeps_to_the_half_in_which_it_starts(exemplar):

@@ -1,0 +1,81 @@
+"""Parts that two pictures have in common, such as fruit, slices and table: clusters of the descriptors of both."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .correspondence import Correspondence
+from .descriptors import principal_directions
+
+LEAST_PARTS, MOST_PARTS = 4, 6
+"""Clusters of the coarsest and of the finest division that count; there is one for each number between them too."""
+
+PART_WEIGHT = 0.3
+"""Weight of a common part beside the cosine of the descriptors: enough to keep the shaded side of a fruit from being
+matched with the table."""
+
+MEMBERSHIP_TEMPERATURE = 0.1
+"""Of the softmax over the cosines with the centres of the clusters."""
+
+DIRECTIONS = 32
+"""Principal directions of the descriptors in which clusters are found."""
+
+ROUNDS = 10
+"""Rounds of k-means for each number of clusters."""
+
+LEAST_MEMBERSHIP = 1e-4
+"""Below which a membership is none: products of tiny numbers would take a processor ten times as long."""
+
+
+@torch.no_grad()
+def divide_into_parts(match: Correspondence) -> tuple[Correspondence, Tensor]:
+    """The correspondence by descriptors and by parts, and where the source is background.
+
+    Clusters of the features of a ViT in several pictures together are their common parts (Amir et al., "Deep ViT
+    Features as Dense Visual Descriptors", 2021). How many there should be depends on the pictures, so the memberships
+    in several divisions are averaged.
+
+    Returns:
+        The correspondence whose similarities are the cosines and, with their weight, the agreement of the parts; and
+        `[1, 1, h, w]` in 0..1, the background: of two clusters the one that has more of the source's border.
+    """
+    halves, *divisions = _divide(torch.cat([match.source, match.target]))
+    divisions = divisions[LEAST_PARTS - 3 :]  # the first of them is that of three
+    memberships = torch.cat(divisions, dim=1) * (PART_WEIGHT / len(divisions)) ** 0.5
+    source, target = memberships.split([len(match.source), len(match.target)])
+    both = halves[: len(match.source)].T.reshape(1, 2, *match.source_grid)
+    border = torch.cat([both[..., 0, :], both[..., -1, :], both[..., :, 0], both[..., :, -1]], dim=-1)
+    background = int((border.mean(dim=-1) - both.mean(dim=(2, 3))).argmax())
+    divided = replace(
+        match, source=torch.cat([match.source, source], dim=1), target=torch.cat([match.target, target], dim=1)
+    )
+    return divided, both[:, background : background + 1]
+
+
+def _divide(descriptors: Tensor) -> Iterator[Tensor]:
+    """Memberships `[N, k]` of descriptors `[N, D]` in each of k clusters, for every k from two on.
+
+    Each division begins with the last one, of which the cluster that is spread most is cut in two along its principal
+    direction: so the same pictures give the same parts, without a random start.
+    """
+    x = F.normalize(descriptors @ principal_directions(descriptors, DIRECTIONS), dim=-1)
+    centres = F.normalize(x.mean(dim=0, keepdim=True), dim=-1)
+    for _ in range(MOST_PARTS - 1):
+        similarity, cluster = (x @ centres.T).max(dim=1)
+        spread = x.new_zeros(len(centres)).index_add_(0, cluster, 1 - similarity)
+        widest = int(spread.argmax())
+        members = x[cluster == widest]
+        along = members @ principal_directions(members - members.mean(dim=0), 1)
+        above = along[:, 0] > along.mean()
+        halves = [members[above].sum(dim=0), members[~above].sum(dim=0)]
+        kept = [centre for index, centre in enumerate(centres) if index != widest]
+        centres = F.normalize(torch.stack([*halves, *kept]), dim=-1)
+        for _ in range(ROUNDS):
+            cluster = F.one_hot((x @ centres.T).argmax(dim=1), len(centres)).to(x)
+            # An empty cluster keeps its centre.
+            centres = F.normalize(cluster.T @ x + 1e-6 * centres, dim=-1)
+        membership = (x @ centres.T / MEMBERSHIP_TEMPERATURE).softmax(dim=1)
+        yield membership.where(membership >= LEAST_MEMBERSHIP, 0.0)
