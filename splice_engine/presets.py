@@ -33,12 +33,12 @@ _DRAFT = Settings(
 
 PRESETS: dict[str, Settings] = {
     "draft": _DRAFT,
-    "standard": replace(_DRAFT, match_passes=2, refine_steps=60, steps=30, learning_rate=1e-4),
+    "standard": replace(_DRAFT, match_passes=3, refine_steps=60, steps=30, learning_rate=1e-4),
     "paper": Settings(),
     "paper-10k": Settings(steps=10_000, blur=0.2),
 }
 """`draft` learns the matched image in a warm start, then takes a few steps of the recipe. `standard` refines that image
-first, and matches twice: objects come out whole and stripes unbroken in the second pass. The steps of
+first, and matches three times: objects come out whole and stripes unbroken in the second and third pass. The steps of
 its generator are few and small, since the refined picture gains nothing by more.
 
 The structure term weighs far more than in the paper, since self-similarity is what the matched image lacks. Colour and

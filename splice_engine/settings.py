@@ -66,7 +66,7 @@ class InstantSettings(Recipe):
 class RefinementSettings(InstantSettings):
     """A recipe of refinement, which begins at the instant transfer."""
 
-    match_passes: int = _match_passes(2)
+    match_passes: int = _match_passes(3)
     steps: int = setting(60, "steps of refinement", low=0)
     size: int = setting(336, "short side in pixels at which tokens and patches are compared", low=56, step=8)
     seed: int = _seed()

@@ -13,7 +13,7 @@ from .descriptors import principal_directions
 LEAST_PARTS, MOST_PARTS = 4, 6
 """Clusters of the coarsest and of the finest division that count; there is one for each number between them too."""
 
-PART_WEIGHT = 0.3
+PART_WEIGHT = 0.2
 """Weight of a common part beside the cosine of the descriptors: enough to keep the shaded side of a fruit from being
 matched with the table."""
 

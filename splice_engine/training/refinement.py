@@ -149,15 +149,13 @@ class Refinement(Run):
 
     @cached_property
     def _optimizer(self) -> BrightnessOptimizer:
-        match, _ = divide_into_parts(
-            Correspondence.between(
-                self.picture,
-                self.appearance,
-                self.backbone,
-                source_mask=self.mask,
-                target_mask=self.appearance_mask,
-                density=self.settings.density,
-            )
+        match = Correspondence.between(
+            self.picture,
+            self.appearance,
+            self.backbone,
+            source_mask=self.mask,
+            target_mask=self.appearance_mask,
+            density=self.settings.density,
         )
         size = min(self.settings.size, *sides(self.picture))
         a, b = (
@@ -165,6 +163,9 @@ class Refinement(Run):
             for picture in (self.picture, self.appearance)
         )
         start = resize(self.instant.painted(min(sides(a))), sides(a))
+        if self.settings.match_passes > 1:
+            match = match.refine(start, self.backbone, mask=None if self.appearance_mask is None else self.mask)
+        match, _ = divide_into_parts(match)
         assert isinstance(self.instant, InstantTransfer)  # a mixture is not refined
         kept = self.instant.detail_share(min(sides(a)))
         return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, kept, self.settings)
