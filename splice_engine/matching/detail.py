@@ -117,12 +117,13 @@ def lay_detail(
     detail = grey - base
     spots = SPOT_GAIN * resize(spots, sides(grey)) * (detail * growth).clamp_(max=0)
     grey_of_texture = to_grey(texture)
-    laid = texture_share(share, resize(regions[:, 1:], sides(grey)))
+    regions = resize(regions, sides(grey))
+    laid = texture_share(share, regions[:, 1:])
     left = detail_share(grey, base, grey_of_texture, regions, share, scale).neg_().add_(1).mul_(laid)
     detail = detail.mul_(growth.clamp_(1, DETAIL_GAIN))
     wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - laid) ** OWN_CONTRAST)
     detail = _limit_contrast(detail, wanted, region)
-    del grey_of_texture, growth, laid  # each of a whole picture, which may be very large
+    del grey_of_texture, growth, laid, regions  # each of a whole picture, which may be very large
     over = _limit_contrast((left * texture).add_(detail), wanted, region)
     return over.add_(colours).add_(spots).clamp_(0, 1)
 
