@@ -14,6 +14,10 @@ EVEN_WITHIN, EVEN_IN_BACKGROUND, EVEN_AT_OUTLINES = 0.25, 1.0, 0.15
 """Mean square of A's detail, over that of the texture as it is laid, at which half of the texture gives way: within the
 parts of A, in its background, whose grass and waves are B's rather, and at outlines, which B's patches would fray."""
 
+SEAM_RADIUS, SEAM_FAINT = 8, 1e-4
+"""Pixels of the working size over which the contrast of what is painted is compared with B's own, and the variance that
+is not told from none."""
+
 OWN_CONTRAST = 3
 """Power of what is missing of the texture that is the share of A in the picture's contrast: all of it without texture,
 little from half of it on."""
@@ -54,6 +58,29 @@ def find_spots(grey: Tensor, base: Tensor) -> Tensor:
     own = _energy(contrast.clamp(max=0), SPOT_RADIUS)
     around = box_mean(_energy(contrast, SPOT_RADIUS), SPOT_SURROUNDINGS)
     return box_mean((own / (around + SPOT_FAINT) / SPOT_CONTRAST - 1).clamp(0, 1), SPOT_RADIUS)
+
+
+def variance_around(picture: Tensor) -> Tensor:
+    """The variance of the grey of `[1, 3, h, w]` around each place of the working size, `[1, 1, h, w]`."""
+    grey = to_grey(picture)
+    return _energy(grey - box_mean(grey, SEAM_RADIUS), SEAM_RADIUS)
+
+
+def seam_gain(painted: Tensor, own: Tensor) -> Tensor:
+    """What is left of B's texture where patches meet that do not continue each other.
+
+    In a backdrop that is out of focus nothing tells places apart, and the seams of its patches would be grain that B
+    does not have.
+
+    Args:
+        painted: A painted with B's patches at the working size, `[1, 3, h, w]`.
+        own: `[1, 1, ·, ·]`, of any size: B's variance, see `variance_around`, where each place's patch comes from.
+
+    Returns:
+        `[1, 1, h, w]` in 0..1.
+    """
+    own = box_mean(resize(own, sides(painted)), SEAM_RADIUS // 2)
+    return ((own + SEAM_FAINT) / (variance_around(painted) + SEAM_FAINT)).sqrt_().clamp_(max=1)
 
 
 def texture_share(share: float, background: Tensor) -> Tensor:

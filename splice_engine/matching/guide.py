@@ -27,7 +27,7 @@ for each pixel of the working size would tear them apart."""
 CONTRAST_WEIGHT = 0.05
 """Weight of the local contrast beside the descriptors in the guide."""
 
-BACKGROUND_USAGE = 8.0
+BACKGROUND_USAGE = 4.0
 """Factor of the cost of usage in A's background: a meadow gets all that grows in B's. Within an object, the patch that
 belongs there may be needed often."""
 

@@ -11,10 +11,10 @@ from ..settings import InstantSettings
 from ..vit.backbone import Backbone
 from .correspondence import Correspondence
 from .descriptors import MATCH_PATCHES, find_outlines
-from .detail import detail_share, find_spots, lay_detail
+from .detail import detail_share, find_spots, lay_detail, seam_gain, variance_around
 from .filters import LocalFit, guided_filter, pull_push_fill, to_grey
 from .guide import PATCH_PIXELS, SEARCH_SCALE, find_patches
-from .painting import paint, paint_in_bands
+from .painting import paint, paint_in_bands, sample
 from .parts import divide_into_parts
 
 OUTSIDE_COST = 4.0
@@ -36,6 +36,7 @@ class InstantTransfer:
         colours: B's, as A's colours explain them at the working size: they follow A's edges.
         smooth: The same fit of A's grey to itself; what exceeds it is A's detail.
         spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
+        gain: `[1, 1, h, w]` in 0..1: what is left of the texture where its patches have seams, see `seam_gain`.
         regions: `[1, 2, h/2, w/2]` in 0..1: outlines of A's parts, see `find_outlines`, and its background.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
@@ -49,6 +50,7 @@ class InstantTransfer:
     colours: LocalFit
     smooth: LocalFit
     spots: Tensor
+    gain: Tensor
     regions: Tensor
     exemplar: Tensor
     offsets: Tensor
@@ -151,6 +153,7 @@ class InstantTransfer:
             for picture, (height, width) in ((structure, sides(offsets)), (exemplar, exemplar_size))
         )
         painted = paint(b, offsets, sides(a), mirrored=True)
+        own = sample(variance_around(b), offsets, exemplar_size, sides(offsets), mirrored=True)
         grey = to_grey(a)
         smooth = guided_filter(grey, grey, COLOUR_RADIUS, DETAIL_VARIANCE)
         return cls(
@@ -158,6 +161,7 @@ class InstantTransfer:
             guided_filter(a, painted, COLOUR_RADIUS, COLOUR_VARIANCE),
             smooth,
             find_spots(grey, smooth.apply(grey)),
+            seam_gain(painted, own),
             regions,
             exemplar,
             offsets,
@@ -209,7 +213,8 @@ class InstantTransfer:
         """B's colours at A's edges, and B's texture, which is laid over them: `[1, 3, H, W]` each, as for `image`."""
         picture = self._structure_at(size)
         colours = self.colours.apply(picture)
-        return colours, self._paint_with_exemplar(sides(picture)).sub_(colours)
+        texture = self._paint_with_exemplar(sides(picture)).sub_(colours)
+        return colours, texture.mul_(resize(self.gain, sides(picture)))
 
     def join(self, colours: Tensor, texture: Tensor) -> Tensor:
         """The picture of both layers and of A's own detail, to which the texture gives way."""

@@ -75,29 +75,32 @@ def paint_in_bands(
         smooth = expand(reduce(half, 2), sides(half))
         bands.append(exemplar - expand(smooth, sides(exemplar)))
         exemplar = smooth
-    picture = _sample(exemplar, offsets, searched, sizes[-1], mirrored, sampling)
+    picture = sample(exemplar, offsets, searched, sizes[-1], mirrored, sampling)
     for band, at in zip(bands[::-1], sizes[-2::-1], strict=True):
-        picture = expand(picture, at).add_(_sample(band, offsets, searched, at, mirrored, sampling))
+        picture = expand(picture, at).add_(sample(band, offsets, searched, at, mirrored, sampling))
     return picture
 
 
-def _sample(
+def sample(
     exemplar: Tensor,
     offsets: Tensor,
     searched: Sequence[float],
     size: tuple[int, int],
     mirrored: bool,
-    sampling: str,
+    sampling: str = "nearest",
 ) -> Tensor:
-    """Paints with single pixels.
+    """Paints with single pixels, or with whatever else is known of the exemplar's places.
 
     Args:
-        exemplar: `[1, 3, H', W']`, of any size.
+        exemplar: `[1, C, H', W']`, of any size.
         offsets: In pixels of an exemplar whose (height, width) was `searched`.
         searched: That size.
         size: (height, width) of the picture.
         mirrored: As for `paint`.
         sampling: "nearest" or "bilinear".
+
+    Returns:
+        `[1, C, H, W]`.
     """
     picture = exemplar.new_empty(1, exemplar.shape[1], *size)
     nearest_row, nearest_column = (

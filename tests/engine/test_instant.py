@@ -231,6 +231,25 @@ def test_texture_gives_way_to_detail_of_as_much_contrast(own, given, kept, tiny)
     assert correlation > 0.9 if kept else correlation < 0.3
 
 
+def test_a_blurred_backdrop_gets_no_grain_from_the_seams_of_its_patches(backbone):
+    def backdrop(seed):
+        colours = torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+        return F.interpolate(colours, (224, 224), mode="bicubic").clamp(0, 1)
+
+    def grain(picture):
+        return (picture - F.avg_pool2d(picture, 3, 1, 1, count_include_pad=False)).std()
+
+    structure, appearance = backdrop(0), backdrop(1)
+    result = InstantTransfer.between(structure, appearance, backbone, ONCE, short_patches=16).image()
+    assert grain(result) < 2.2 * grain(appearance)  # 3 times with the seams as they are
+
+
+def test_texture_whose_patches_fit_is_laid_as_it_is(backbone):
+    gravel = torch.from_numpy(skimage.data.gravel())[None, None].expand(1, 3, -1, -1) / 255
+    here, there = gravel[..., :224, :224], gravel[..., 280:504, 280:504]
+    assert InstantTransfer.between(here, there, backbone, ONCE, short_patches=16).gain.mean() > 0.97
+
+
 def test_what_is_dark_in_the_dark_still_shows_where_the_picture_gets_bright(tiny):
     """An eye in dark fur, when the fur becomes white."""
     rng = torch.Generator().manual_seed(0)
