@@ -14,12 +14,12 @@ from .filters import box_mean
 TEMPERATURE = 0.03
 """Of the softmax over cosines."""
 
-LOCAL_SCALING = 0.65
+LOCAL_SCALING = 0.75
 """Share of a target cell's crowding that is taken off its similarities, as in cross-domain similarity local scaling
 (Conneau et al., 2018, with 0.5). Without it a few cells of the target that are near to much of the source take also the
 matches of what is special there: a nose would match the fur around the other one."""
 
-PAINTED_SHARE = 1 / 4
+PAINTED_SHARE = 1 / 5
 """Share of the painted picture's descriptors beside the source's: with more, an eye that was painted twice is found
 twice."""
 
