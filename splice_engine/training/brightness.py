@@ -37,9 +37,9 @@ TOKENS = 1536
 SEMANTIC_COST = 0.5
 """Weight of the distance between descriptors beside that of the tokens: parts find their counterparts."""
 
-WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "edges": 1.0, "tie": 6.0, "range": 1.0}
-"""Of the losses. `moments` are the means of tokens; `tie` holds means over patches to the instant transfer's; `range`
-holds pixels in 0..1."""
+WEIGHTS = {"tokens": 1.0, "moments": 0.3, "structure": 100.0, "patches": 2.0, "edges": 1.0, "tie": 60.0, "range": 1.0}
+"""Of the losses. `moments` are the means of tokens; `tie` holds means over patches to the instant transfer's, without
+which tokens leave grey smudges on what is white; `range` holds pixels in 0..1."""
 
 LEVEL_RATES, LOW_PASS_RATE = (0.25, 0.5, 1.0, 1.0, 0.6), 0.2
 """Shares of the learning rate, from the finest level on, and that of what the levels leave: B's grain is in the fine
