@@ -6,10 +6,9 @@ from torch import Tensor
 from ..images import resize, sides
 from .filters import box_mean, to_grey
 
-CONTRAST_RADIUS, OUTLINE_RADIUS, REGION_RADIUS = 4, 2, 24
-"""Pixels of the working size around a place over which texture and A's detail are compared, likewise at outlines, which
-would otherwise keep B's feathers and stripes off a whole neck or leg; and those whose contrast the picture gets from
-B."""
+CONTRAST_RADIUS, REGION_RADIUS = 4, 24
+"""Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
+contrast the picture gets from B."""
 
 EVEN_WITHIN, EVEN_IN_BACKGROUND, EVEN_AT_OUTLINES = 0.25, 1.0, 0.15
 """Mean square of A's detail, over that of the texture as it is laid, at which half of the texture gives way: within the
@@ -103,10 +102,10 @@ def detail_share(grey: Tensor, base: Tensor, texture: Tensor, regions: Tensor, s
     Returns:
         `[1, 1, H, W]` in 0..1.
     """
-    radius, narrow = round(CONTRAST_RADIUS * scale), max(1, round(OUTLINE_RADIUS * scale))
+    radius = round(CONTRAST_RADIUS * scale)
     outlines, background = resize(regions, sides(grey)).split(1, dim=1)
     # The smooth part holds the edge of an outline itself.
-    own = torch.lerp(_energy(grey - base, radius), _energy(grey - box_mean(grey, narrow), narrow), outlines).square_()
+    own = torch.lerp(_energy(grey - base, radius), _energy(grey - box_mean(grey, radius), radius), outlines).square_()
     even = EVEN_WITHIN + (EVEN_IN_BACKGROUND - EVEN_WITHIN) * background
     even = torch.lerp(even, even.new_tensor(EVEN_AT_OUTLINES), outlines)
     laid = texture_share(share, background).square_().mul_(_energy(texture, radius))
