@@ -19,7 +19,7 @@ LOCAL_SCALING = 0.75
 (Conneau et al., 2018, with 0.5). Without it a few cells of the target that are near to much of the source take also the
 matches of what is special there: a nose would match the fur around the other one."""
 
-PAINTED_SHARE = 1 / 5
+PAINTED_SHARE = 1 / 4
 """Share of the painted picture's descriptors beside the source's: with more, an eye that was painted twice is found
 twice."""
 
