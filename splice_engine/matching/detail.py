@@ -1,4 +1,5 @@
-"""A's own detail in the painted picture: outlines, folds and eyes, which B's texture must not bury."""
+"""A's own detail in the painted picture: outlines, folds and eyes, which B's texture must not bury; and what is left of
+that texture where its patches meet."""
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def seam_gain(painted: Tensor, own: Tensor) -> Tensor:
         `[1, 1, h, w]` in 0..1.
     """
     own = box_mean(resize(own, sides(painted)), SEAM_RADIUS // 2)
-    return ((own + SEAM_FAINT) / (variance_around(painted) + SEAM_FAINT)).sqrt_().clamp_(max=1)
+    return _limiting_gain(variance_around(painted), own, SEAM_FAINT)
 
 
 def texture_share(share: float, background: Tensor) -> Tensor:
@@ -158,7 +159,12 @@ def lay_detail(
 def _limit_contrast(x: Tensor, wanted: Tensor, radius: int) -> Tensor:
     """`[1, C, H, W]` weakened in place where its grey has more than the wanted mean square `[1, 1, H, W]` around."""
     grey = x if x.shape[1] == 1 else to_grey(x)
-    return x.mul_(((wanted + FAINT) / (_energy(grey, radius) + FAINT)).sqrt_().clamp_(max=1))
+    return x.mul_(_limiting_gain(_energy(grey, radius), wanted, FAINT))
+
+
+def _limiting_gain(square: Tensor, wanted: Tensor, faint: float) -> Tensor:
+    """By what a mean square is brought down to the wanted one, in 0..1; both are told from none from `faint` on."""
+    return ((wanted + faint) / (square + faint)).sqrt_().clamp_(max=1)
 
 
 def _energy(x: Tensor, radius: int) -> Tensor:
