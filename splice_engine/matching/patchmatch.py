@@ -2,14 +2,16 @@
 
 Image analogies (Hertzmann et al., 2001), searched by PatchMatch (Barnes et al., 2009) from coarse to fine: each pixel
 takes the patch that is nearest in the guides' descriptors and in the colours painted so far. A patch costs the more,
-the more it is used (Kaspar et al., 2015); otherwise a few smooth patches would be spread over the whole picture.
+the more it is used (Kaspar et al., 2015); otherwise a few smooth patches would be spread over the whole picture. Small
+things in a colour of their own cost most.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import sides
+from ..images import resize, sides
+from .filters import to_grey
 from .painting import clamp_places, paint_patches, positions, propagate, reduce
 
 PATCH = 5
@@ -21,12 +23,24 @@ PATCH_COMPONENTS = 16
 USAGE_COST = 0.03
 """Cost of a patch that is used as often as the average one; as much as a difference of 0.1 in each channel."""
 
-BORDER_COST = 0.3
+BORDER_COST = 4.0
 """Cost of the outermost places of the exemplar: their patches reach out of it, and many a picture has a dark rim, which
 would be painted as lines where nothing speaks for any place."""
 
 USAGE_WINDOW = 9
 """Side in pixels of the squares over which usage is averaged."""
+
+ACCENT_COST, ACCENT_USES = 40.0, 1.5
+"""Cost of each use of an accent past these many, per difference of its colour from that around it, see
+`find_accents`. In a close-up of a swan the beak of a smaller one stays red all the same: there the descriptors speak
+for it."""
+
+ACCENT_FAINT = 0.1
+"""Difference of colours up to which there is none: grain and the shades of a backdrop are no accents."""
+
+ACCENT_SCALE, ACCENT_WINDOW = 4, 5
+"""Scale in pixels of the search at which accents are sought, and the pixels there that are around one: what covers more
+than half of them is a part, and no accent."""
 
 JUMP_FACTOR = 1.5
 """What a patch found at random has to undercut: the cost so far divided by this. Patches that continue their
@@ -69,9 +83,11 @@ def find_offsets(
     offsets = start.float()
     border = BORDER_COST * _border(exemplar, parts=2 if mirrored else 1)
     cost = border if cost is None else cost + border
+    accents = find_accents(exemplar)
     usage_factor = torch.ones_like(guide[:, :1]) if usage_factor is None else usage_factor
     for reduction, rounds in SEARCH_LEVELS:
-        level = _Level(mirrored, *(reduce(x, reduction) for x in (exemplar, guide, exemplar_guide, cost, usage_factor)))
+        pictures = (exemplar, guide, exemplar_guide, cost, accents, usage_factor)
+        level = _Level(mirrored, *(reduce(x, reduction) for x in pictures))
         wide = F.interpolate(offsets[None], sides(level.guide), mode="nearest")[0]
         places = clamp_places(level.here + (wide / reduction).round().long(), sides(level.exemplar))
         for _ in range(rounds):
@@ -94,9 +110,11 @@ class _Level:
         guide: Tensor,
         exemplar_guide: Tensor,
         cost: Tensor,
+        accents: Tensor,
         usage_factor: Tensor,
     ) -> None:
-        self.guide, self.cost, self.usage_factor = guide, cost.flatten(), usage_factor.flatten()
+        self.guide = guide
+        self.cost, self.accents, self.usage_factor = (x.flatten() for x in (cost, accents, usage_factor))
         self.here = positions(*(torch.arange(side, device=guide.device) for side in sides(guide)))
         self.exemplar = exemplar
         self.part_width = exemplar.shape[-1] // 2 if mirrored else exemplar.shape[-1]
@@ -142,12 +160,32 @@ class _Level:
         return (distance + self.cost[index] + self.usage[index] * self.usage_factor).view(sides(places))
 
     def _update_usage(self, places: Tensor) -> None:
-        """Sets the cost of each patch's usage, averaged with the last rounds'."""
+        """Sets the cost of each patch's usage, averaged with the last rounds', and raises that of overused accents."""
         index = _flat_index(places, sides(self.exemplar))
         count = torch.bincount(index, minlength=len(self.cost)).view(1, 1, *sides(self.exemplar)).float()
         count = F.avg_pool2d(F.pad(count, [USAGE_WINDOW // 2] * 4, mode="replicate"), USAGE_WINDOW, 1)
-        usage = USAGE_COST * count.flatten() * (len(self.cost) / len(index))
+        usage = USAGE_COST * (len(self.cost) / len(index)) * count.flatten()
         self.usage = (self.usage + usage) / 2 if self.usage.any() else usage
+        # For good, or all that leave an accent together would come back together.
+        self.cost = torch.maximum(self.cost, ACCENT_COST * self.accents * (count.flatten() - ACCENT_USES))
+
+
+def find_accents(picture: Tensor) -> Tensor:
+    """Small things in a colour that nothing around them has: an ear tag, a beak, a flower.
+
+    Such a thing strikes the eye when it is repeated, where fur and grass may be: an ear must not become all tag.
+
+    Args:
+        picture: `[1, 3, h, w]` in 0..1.
+
+    Returns:
+        `[1, 1, h, w]`, by how much the chroma differs from its median around; 0 where it hardly does.
+    """
+    chroma = reduce(picture - to_grey(picture), ACCENT_SCALE)
+    around = F.unfold(F.pad(chroma, [ACCENT_WINDOW // 2] * 4, mode="replicate"), ACCENT_WINDOW)
+    median = around.view(3, ACCENT_WINDOW**2, -1).median(dim=1).values.view_as(chroma)
+    accents = (chroma - median).square_().sum(dim=1, keepdim=True).sqrt_().sub_(ACCENT_FAINT).clamp_(min=0)
+    return F.max_pool2d(resize(accents, sides(picture)), PATCH, 1, PATCH // 2)  # for all patches that reach into one
 
 
 def _border(exemplar: Tensor, parts: int) -> Tensor:

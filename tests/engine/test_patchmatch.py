@@ -16,9 +16,9 @@ def synthesise(exemplar, guide, *rest):
 
 @pytest.fixture
 def exemplar():
-    """Smooth in some places and busy in others, and not square."""
+    """Smooth in some places and busy in others, and not square; of so little colour that nothing is an accent."""
     rng = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, 3, 40, 56, generator=rng)
+    picture = 0.3 * torch.rand(1, 3, 40, 56, generator=rng) + 0.7 * torch.rand(1, 1, 40, 56, generator=rng)
     picture[..., :28] = torch.linspace(0, 1, 28)
     return picture
 
@@ -74,12 +74,14 @@ def test_no_patch_is_spread_over_everything(exemplar):
     assert painted.std() > 0.5 * exemplar.std()
 
 
+@pytest.mark.parametrize("price", [1, 40])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_the_rim_of_an_exemplar_is_not_painted(mirrored, exemplar):
-    """Also where a picture begins at it and nothing speaks for any place."""
+def test_the_rim_of_an_exemplar_is_not_painted(mirrored, price, exemplar):
+    """Also where a picture begins at it, nothing speaks for any place, and use costs much, as in a background."""
     beside = torch.cat([exemplar, exemplar.flip(-1)], dim=-1) if mirrored else exemplar
     flat = torch.zeros(1, 1, *sides(beside))
-    offsets = find_offsets(beside, flat, flat, torch.zeros(2, 5, 7), mirrored=mirrored)
+    factor = torch.full_like(flat, price)
+    offsets = find_offsets(beside, flat, flat, torch.zeros(2, 5, 7), mirrored=mirrored, usage_factor=factor)
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in sides(beside)), indexing="ij")
     row, column = rows + offsets[0], columns + offsets[1]
     column = torch.minimum(column, 111 - column)
@@ -96,6 +98,23 @@ def test_where_use_costs_more_more_patches_are_used(exemplar):
     rows, columns = torch.meshgrid(torch.arange(40), torch.arange(56), indexing="ij")
     places = ((rows + offsets[0]) * 56 + columns + offsets[1]).long()
     assert len(places[:, :28].unique()) > 1.5 * len(places[:, 28:].unique())
+
+
+def test_an_ear_does_not_become_all_tag():
+    """The guide asks for one small square in four times as many places: not one of another colour than all around."""
+
+    def count(colour):
+        exemplar = 0.4 + 0.2 * torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1)
+        exemplar[..., 28:34, 40:46] = torch.tensor(colour).view(3, 1, 1)
+        guide = 2 * position((64, 64))
+        wanted = guide.clone()
+        wanted[..., 25:37, 37:49] = guide[..., 31:32, 43:44]
+        offsets = find_offsets(exemplar, wanted, guide, torch.zeros(2, 8, 8))
+        rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+        return int(((rows + offsets[0] - 30.5).abs() < 3).logical_and((columns + offsets[1] - 42.5).abs() < 3).sum())
+
+    assert count((0.5, 0.5, 0.5)) > 120
+    assert 36 <= count((0.8, 0.4, 0.3)) < 100
 
 
 def test_each_place_keeps_to_the_half_in_which_it_starts(exemplar):
