@@ -11,7 +11,7 @@ CONTRAST_RADIUS, REGION_RADIUS = 4, 24
 """Pixels of the working size around a place over which texture and A's detail are compared, and those around it whose
 contrast the picture gets from B."""
 
-EVEN_WITHIN, EVEN_IN_BACKGROUND, EVEN_AT_OUTLINES = 0.25, 1.0, 0.15
+EVEN_WITHIN, EVEN_IN_BACKGROUND, EVEN_AT_OUTLINES = 0.25, 3.0, 0.15
 """Mean square of A's detail, over that of the texture as it is laid, at which half of the texture gives way: within the
 parts of A, in its background, whose grass and waves are B's rather, and at outlines, which B's patches would fray."""
 
@@ -149,9 +149,11 @@ def lay_detail(
     laid = texture_share(share, regions[:, 1:])
     left = detail_share(grey, base, grey_of_texture, regions, share, scale).neg_().add_(1).mul_(laid)
     detail = detail.mul_(growth.clamp_(1, DETAIL_GAIN))
+    outlines, background = regions.split(1, dim=1)
+    detail.mul_(1 - left * background * (1 - outlines))  # A's grass would bury the flowers of B's
     wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - laid) ** OWN_CONTRAST)
     detail = _limit_contrast(detail, wanted, region)
-    del grey_of_texture, growth, laid, regions  # each of a whole picture, which may be very large
+    del grey_of_texture, growth, laid, regions, outlines, background  # each of a whole picture, which may be very large
     over = _limit_contrast((left * texture).add_(detail), wanted, region)
     return over.add_(colours).add_(spots).clamp_(0, 1)
 

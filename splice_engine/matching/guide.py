@@ -1,5 +1,7 @@
 """From correspondence to patches: the guide of the patch search, and where the search begins."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,10 @@ BACKGROUND_USAGE = 4.0
 """Factor of the cost of usage in A's background: a meadow gets all that grows in B's. Within an object, the patch that
 belongs there may be needed often."""
 
+BACKGROUND_WEIGHT = 0.5
+"""Weight of the background beside the descriptors: where its patches cost more and more, those of an object that is as
+dark must not come to it."""
+
 FIELD_DIMENSIONS = 24
 """Principal components of the descriptors of which the guide consists."""
 
@@ -39,7 +45,12 @@ FIELD_RADIUS, FIELD_VARIANCE = 6, 2e-4
 
 
 def find_patches(
-    match: Correspondence, a: Tensor, b: Tensor, cost: Tensor | None, background: Tensor, is_last: bool
+    match: Correspondence,
+    a: Tensor,
+    b: Tensor,
+    cost: Tensor | None,
+    backgrounds: Sequence[Tensor],
+    is_last: bool,
 ) -> tuple[Tensor, tuple[int, int]]:
     """The patches of B and of its mirror image that paint A.
 
@@ -48,7 +59,7 @@ def find_patches(
         a: A at the working size, `[1, 3, h, w]`.
         b: B, likewise, `[1, 3, h', w']`.
         cost: `[1, 1, h', w']`, further cost of each place of B; None is no cost.
-        background: `[1, 1, ·, ·]` in 0..1, of any size: where A is background.
+        backgrounds: Of A and of B, `[1, 1, ·, ·]` in 0..1 for each of their cells: where they are background.
         is_last: No further pass follows.
 
     Returns:
@@ -59,8 +70,8 @@ def find_patches(
         resize(picture, (picture.shape[-2] // SEARCH_SCALE, picture.shape[-1] // SEARCH_SCALE)) for picture in (a, b)
     )
     guide, exemplar_guide = (
-        torch.cat([_fine_descriptors(descriptors @ basis, grid, picture), CONTRAST_WEIGHT * local_contrast(picture)], 1)
-        for picture, descriptors, grid in ((a, match.source, match.source_grid), (b, match.target, match.target_grid))
+        _guide(picture, descriptors @ basis, background)
+        for picture, descriptors, background in zip((a, b), (match.source, match.target), backgrounds, strict=True)
     )
     cells = (torch.arange(n, device=a.device) for n in match.source_grid)
     matches = match.matches(COHERENCE if is_last else EARLY_COHERENCE, mirror=True)
@@ -72,7 +83,7 @@ def find_patches(
         start * (PATCH_PIXELS // SEARCH_SCALE // match.density),
         None if cost is None else _with_mirror_image(resize(cost, sides(b))),
         mirrored=True,
-        usage_factor=1 + (BACKGROUND_USAGE - 1) * resize(background, sides(a)),
+        usage_factor=1 + (BACKGROUND_USAGE - 1) * resize(backgrounds[0], sides(a)),
     )
     return offsets, sides(b)
 
@@ -82,9 +93,11 @@ def _with_mirror_image(x: Tensor) -> Tensor:
     return torch.cat([x, x.flip(-1)], dim=-1)
 
 
-def _fine_descriptors(descriptors: Tensor, grid: tuple[int, int], picture: Tensor) -> Tensor:
-    """Descriptors of the cells at every pixel, with the picture's edges: `[1, C, H, W]`."""
+def _guide(picture: Tensor, descriptors: Tensor, background: Tensor) -> Tensor:
+    """What its cells show at every pixel of a picture, with its edges, and its contrast: `[1, C, H, W]`."""
     height, width = sides(picture)
-    picture = resize(picture, (height // FIELD_SCALE, width // FIELD_SCALE))
-    wide = F.interpolate(descriptors.T.reshape(1, -1, *grid), sides(picture), mode="bilinear", align_corners=False)
-    return resize(guided_filter(picture, wide, FIELD_RADIUS, FIELD_VARIANCE).apply(picture), (height, width))
+    small = resize(picture, (height // FIELD_SCALE, width // FIELD_SCALE))
+    cells = torch.cat([descriptors.T.reshape(1, -1, *sides(background)), BACKGROUND_WEIGHT * background], dim=1)
+    wide = F.interpolate(cells, sides(small), mode="bilinear", align_corners=False)
+    fine = guided_filter(small, wide, FIELD_RADIUS, FIELD_VARIANCE).apply(small)
+    return torch.cat([resize(fine, (height, width)), CONTRAST_WEIGHT * local_contrast(picture)], dim=1)

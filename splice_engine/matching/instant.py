@@ -15,7 +15,7 @@ from .detail import detail_share, find_spots, lay_detail, seam_gain, variance_ar
 from .filters import LocalFit, guided_filter, pull_push_fill, to_grey
 from .guide import PATCH_PIXELS, SEARCH_SCALE, find_patches
 from .painting import paint, paint_in_bands, sample
-from .parts import divide_into_parts
+from .parts import divide_into_parts, find_thin_parts
 
 OUTSIDE_COST = 4.0
 """Cost of a match outside the mask: that of descriptors which are opposites."""
@@ -37,7 +37,8 @@ class InstantTransfer:
         smooth: The same fit of A's grey to itself; what exceeds it is A's detail.
         spots: `[1, 1, h, w]`: where that is kept whatever B's texture, see `find_spots`.
         gain: `[1, 1, h, w]` in 0..1: what is left of the texture where its patches have seams, see `seam_gain`.
-        regions: `[1, 2, h/2, w/2]` in 0..1: outlines of A's parts, see `find_outlines`, and its background.
+        regions: `[1, 2, h/2, w/2]` in 0..1: outlines of A's parts, see `find_outlines`, but for those of thin ones, and
+            its background.
         exemplar: `[1, 3, H', W']`, B; of a part of it, filled up with that part's colours.
         offsets: `[2, h/2, w/2]`, the patches of B and of its mirror image with which A is painted.
         exemplar_size: (height, width) of B where the offsets are pixels.
@@ -131,9 +132,10 @@ class InstantTransfer:
             cost = OUTSIDE_COST * (1 - resize(appearance_mask, sides(b)))
             b = resize(exemplar, sides(b))
         outlines = find_outlines(match.source, match.source_grid, match.density)
-        match, background = divide_into_parts(match)
-        offsets, exemplar_size = find_patches(match, a, b, cost, background, is_last)
-        regions = resize(torch.cat([outlines, background], dim=1), sides(offsets))
+        match, *backgrounds = divide_into_parts(match)
+        offsets, exemplar_size = find_patches(match, a, b, cost, backgrounds, is_last)
+        outlines = outlines * (1 - find_thin_parts(backgrounds[0], match.density))
+        regions = resize(torch.cat([outlines, backgrounds[0]], dim=1), sides(offsets))
         return cls._from_offsets(offsets, regions, exemplar_size, exemplar, structure, settings, structure_mask)
 
     @classmethod

@@ -17,6 +17,9 @@ PART_WEIGHT = 0.2
 """Weight of a common part beside the cosine of the descriptors: enough to keep the shaded side of a fruit from being
 matched with the table."""
 
+THIN_PATCHES = 2
+"""A part is thin where no square fits in that has this many patches to each side of its middle."""
+
 MEMBERSHIP_TEMPERATURE = 0.1
 """Of the softmax over the cosines with the centres of the clusters."""
 
@@ -31,8 +34,8 @@ LEAST_MEMBERSHIP = 1e-4
 
 
 @torch.no_grad()
-def divide_into_parts(match: Correspondence) -> tuple[Correspondence, Tensor]:
-    """The correspondence by descriptors and by parts, and where the source is background.
+def divide_into_parts(match: Correspondence) -> tuple[Correspondence, Tensor, Tensor]:
+    """The correspondence by descriptors and by parts, and where the source and the target are background.
 
     Clusters of the features of a ViT in several pictures together are their common parts (Amir et al., "Deep ViT
     Features as Dense Visual Descriptors", 2021). How many there should be depends on the pictures, so the memberships
@@ -40,19 +43,42 @@ def divide_into_parts(match: Correspondence) -> tuple[Correspondence, Tensor]:
 
     Returns:
         The correspondence whose similarities are the cosines and, with their weight, the agreement of the parts; and
-        `[1, 1, h, w]` in 0..1, the background: of two clusters the one that has more of the source's border.
+        the background of both, `[1, 1, h, w]` and `[1, 1, h', w']` in 0..1: of two clusters the one that has more of
+        the source's border.
     """
     halves, *divisions = _divide(torch.cat([match.source, match.target]))
     divisions = divisions[LEAST_PARTS - 3 :]  # the first of them is that of three
     memberships = torch.cat(divisions, dim=1) * (PART_WEIGHT / len(divisions)) ** 0.5
-    source, target = memberships.split([len(match.source), len(match.target)])
-    both = halves[: len(match.source)].T.reshape(1, 2, *match.source_grid)
-    border = torch.cat([both[..., 0, :], both[..., -1, :], both[..., :, 0], both[..., :, -1]], dim=-1)
-    background = int((border.mean(dim=-1) - both.mean(dim=(2, 3))).argmax())
+    lengths = [len(match.source), len(match.target)]
+    source, target = memberships.split(lengths)
+    source_halves, target_halves = (
+        of_one.T.reshape(1, 2, *grid)
+        for of_one, grid in zip(halves.split(lengths), (match.source_grid, match.target_grid), strict=True)
+    )
+    rims = (source_halves[..., 0, :], source_halves[..., -1, :], source_halves[..., :, 0], source_halves[..., :, -1])
+    border = torch.cat(rims, dim=-1)
+    background = int((border.mean(dim=-1) - source_halves.mean(dim=(2, 3))).argmax())
     divided = replace(
         match, source=torch.cat([match.source, source], dim=1), target=torch.cat([match.target, target], dim=1)
     )
-    return divided, both[:, background : background + 1]
+    return divided, *(x[:, background : background + 1] for x in (source_halves, target_halves))
+
+
+def find_thin_parts(background: Tensor, density: int) -> Tensor:
+    """Where what is not background is thin, as legs and necks are: they are all outline, and would get no texture.
+
+    Args:
+        background: `[1, 1, h, w]` in 0..1.
+        density: Cells per patch and axis.
+
+    Returns:
+        `[1, 1, h, w]` in 0..1: what an opening of the foreground takes away.
+    """
+    reach = THIN_PATCHES * density
+    foreground = F.pad(1 - background, [reach] * 4, mode="replicate")
+    eroded = -F.max_pool2d(-foreground, 2 * reach + 1, 1, reach)
+    opened = F.max_pool2d(eroded, 2 * reach + 1, 1, reach)
+    return (foreground - opened)[..., reach:-reach, reach:-reach].clamp_(min=0)
 
 
 def _divide(descriptors: Tensor) -> Iterator[Tensor]:

@@ -165,7 +165,7 @@ class Refinement(Run):
         start = resize(self.instant.painted(min(sides(a))), sides(a))
         if self.settings.match_passes > 1:
             match = match.refine(start, self.backbone, mask=None if self.appearance_mask is None else self.mask)
-        match, _ = divide_into_parts(match)
+        match, *_ = divide_into_parts(match)
         assert isinstance(self.instant, InstantTransfer)  # a mixture is not refined
         kept = self.instant.detail_share(min(sides(a)))
         return BrightnessOptimizer(a, b, start, match, self.backbone, self.mask, kept, self.settings)

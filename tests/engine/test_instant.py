@@ -1,5 +1,7 @@
 """Semantic matching and the instant transfer, with real weights."""
 
+from dataclasses import replace
+
 import pytest
 import skimage.data
 import torch
@@ -229,6 +231,22 @@ def test_texture_gives_way_to_detail_of_as_much_contrast(own, given, kept, tiny)
     assert torch.equal(transfer.image(), result)
     correlation = torch.corrcoef(torch.stack([noise[0, 0].flatten(), result[0].mean(dim=0).flatten()]))[0, 1]
     assert correlation > 0.9 if kept else correlation < 0.3
+
+
+def test_in_the_background_the_detail_of_a_gives_way(tiny):
+    """A meadow gets the flowers of B, which A's grass would bury."""
+    rng = torch.Generator().manual_seed(0)
+    grass, flowers = (torch.rand(1, 1, 224, 224, generator=rng).expand(1, 3, -1, -1) - 0.5 for _ in range(2))
+    settings = InstantSettings(density=1, texture=1.0)
+    transfer = InstantTransfer.between(0.5 + 0.3 * grass, 0.5 + 0.5 * flowers, tiny(), settings)
+
+    def kept(is_background):
+        regions = torch.zeros_like(transfer.regions)
+        regions[:, 1] = is_background
+        result = replace(transfer, regions=regions).image()
+        return torch.corrcoef(torch.stack([grass[0, 0].flatten(), result[0].mean(dim=0).flatten()]))[0, 1]
+
+    assert kept(is_background=1) < 0.3 < 0.6 < kept(is_background=0)
 
 
 def test_a_blurred_backdrop_gets_no_grain_from_the_seams_of_its_patches(backbone):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from splice_engine import Correspondence, InstantSettings, InstantTransfer
 from splice_engine.images import resize
-from splice_engine.matching.parts import divide_into_parts
+from splice_engine.matching.guide import find_patches
+from splice_engine.matching.parts import divide_into_parts, find_thin_parts
 
 OBJECT, MARGIN = slice(56, 168), 40
 """Rows and columns of the object that is laid on a background, and what is background around it in any case."""
@@ -29,11 +30,42 @@ def objects():
 
 
 def test_what_surrounds_an_object_is_background(backbone, objects):
-    _, background = divide_into_parts(Correspondence.between(*objects, backbone, short_patches=16))
-    background = resize(background, (224, 224))
-    assert background[..., OBJECT, OBJECT].mean() < 0.15
-    assert background[..., :MARGIN, :].mean() > 0.85
-    assert background[..., :, -MARGIN:].mean() > 0.85
+    _, *backgrounds = divide_into_parts(Correspondence.between(*objects, backbone, short_patches=16))
+    for background in (resize(each, (224, 224)) for each in backgrounds):
+        assert background[..., OBJECT, OBJECT].mean() < 0.15
+        assert background[..., :MARGIN, :].mean() > 0.85
+        assert background[..., :, -MARGIN:].mean() > 0.85
+
+
+def test_a_background_is_painted_with_background():
+    """However small it is in B, and though an object there is hardly different: a black ear before a dark wood."""
+    rng = torch.Generator().manual_seed(0)
+    wood, other = torch.eye(32)[:2]
+    ear = F.normalize(0.95 * wood + 0.3 * other, dim=0)
+
+    def cells(count):
+        """12 rows of 12 cells, of which so many rows are background; and where that is."""
+        is_wood = (torch.arange(12) < count).repeat_interleave(12)
+        descriptors = torch.where(is_wood[:, None], wood, ear) + 0.02 * torch.randn(144, 32, generator=rng)
+        return F.normalize(descriptors, dim=-1), is_wood.float().view(1, 1, 12, 12)
+
+    (source, around), (target, little) = cells(9), cells(2)
+    noise = (0.4 + 0.2 * torch.rand(1, 1, 192, 192, generator=rng).expand(1, 3, -1, -1) for _ in range(2))
+    match = Correspondence(source, target, (12, 12), (12, 12))
+    offsets, _ = find_patches(match, *noise, None, (around, little), is_last=True)
+    rows = torch.arange(96)[:, None] + offsets[0]
+    assert (rows[:66] > 18).float().mean() < 0.02  # 9 % without
+
+
+@pytest.mark.parametrize("density", [1, 2])
+def test_legs_are_thin_and_bodies_are_not(density):
+    background = torch.ones(1, 1, 20, 24)
+    background[..., 3:11, 4:20] = 0
+    background[..., 11:, 5:8] = background[..., 11:, 15:18] = 0
+    wide = background.repeat_interleave(density, 2).repeat_interleave(density, 3)
+    thin = F.avg_pool2d(find_thin_parts(wide, density), density)
+    assert torch.equal(thin[..., 11:, :], 1 - background[..., 11:, :])
+    assert thin[..., :11, :].sum() == 0
 
 
 def test_the_background_gets_more_texture(backbone, objects):
@@ -82,6 +114,6 @@ def test_the_same_pictures_have_the_same_parts(backbone, objects):
 
 def test_a_picture_of_one_colour_has_parts(tiny):
     flat = torch.full((1, 3, 112, 112), 0.5)
-    match, background = divide_into_parts(Correspondence.between(flat, flat, tiny(), short_patches=8))
+    match, background, _ = divide_into_parts(Correspondence.between(flat, flat, tiny(), short_patches=8))
     assert torch.isfinite(match.source).all()
     assert torch.isfinite(background).all()
