@@ -72,13 +72,17 @@ def find_thin_parts(background: Tensor, density: int) -> Tensor:
         density: Cells per patch and axis.
 
     Returns:
-        `[1, 1, h, w]` in 0..1: what an opening of the foreground takes away.
+        `[1, 1, h, w]`, 0 or 1: what an opening of the foreground takes away, without the slivers at round outlines.
     """
-    reach = THIN_PATCHES * density
-    foreground = F.pad(1 - background, [reach] * 4, mode="replicate")
-    eroded = -F.max_pool2d(-foreground, 2 * reach + 1, 1, reach)
-    opened = F.max_pool2d(eroded, 2 * reach + 1, 1, reach)
-    return (foreground - opened)[..., reach:-reach, reach:-reach].clamp_(min=0)
+    foreground = (background < 0.5).to(background)
+    return _open(foreground - _open(foreground, THIN_PATCHES * density), max(1, density // 2))
+
+
+def _open(x: Tensor, reach: int) -> Tensor:
+    """`[1, 1, h, w]` of 0 and 1 without what no square of so many cells around its middle fits in."""
+    wide = F.pad(x, [reach] * 4, mode="replicate")
+    eroded = -F.max_pool2d(-wide, 2 * reach + 1, 1, reach)
+    return F.max_pool2d(eroded, 2 * reach + 1, 1, reach)[..., reach:-reach, reach:-reach]
 
 
 def _divide(descriptors: Tensor) -> Iterator[Tensor]:
