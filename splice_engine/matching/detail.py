@@ -146,10 +146,10 @@ def lay_detail(
     spots = SPOT_GAIN * resize(spots, sides(grey)) * (detail * growth).clamp_(max=0)
     grey_of_texture = to_grey(texture)
     regions = resize(regions, sides(grey))
-    laid = texture_share(share, regions[:, 1:])
+    outlines, background = regions.split(1, dim=1)
+    laid = texture_share(share, background)
     left = detail_share(grey, base, grey_of_texture, regions, share, scale).neg_().add_(1).mul_(laid)
     detail = detail.mul_(growth.clamp_(1, DETAIL_GAIN))
-    outlines, background = regions.split(1, dim=1)
     detail.mul_(1 - left * background * (1 - outlines))  # A's grass would bury the flowers of B's
     wanted = torch.lerp(_energy(grey_of_texture, region), _energy(detail, region), (1 - laid) ** OWN_CONTRAST)
     detail = _limit_contrast(detail, wanted, region)
